@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ def write(path: str | Path, loss: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # so neither NaN nor infinite
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def read(path: str | Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no loss file {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not JSON, an integer of thousands of digits
         raise ValueError(f"{path} is not a JSON file, or is damaged: {error}") from None
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f'{path} is not a loss file: it lacks "format": "{FORMAT}"')
@@ -52,12 +54,13 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     theta = stored.get("theta")
     eta = stored.get("eta")
+    alpha = stored.setdefault("cross_entropy_weight", 0.0)
     num_classes = stored.get("num_classes")
     wrong = {
         "theta": not (isinstance(theta, list) and len(theta) == 12 and all(map(_is_number, theta))),
         "num_classes": not isinstance(num_classes, int) or num_classes < 2,
         "eta": "eta" not in stored or not (eta is None or (_is_number(eta) and eta > 0)),
-        "cross_entropy_weight": not _is_number(stored.setdefault("cross_entropy_weight", 0.0)),
+        "cross_entropy_weight": not (_is_number(alpha) and alpha >= 0),
         "variable": stored.setdefault("variable", "probability") not in ("probability", "log"),
         "provenance": not isinstance(stored.setdefault("provenance", {}), dict),
     }

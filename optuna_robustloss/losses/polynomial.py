@@ -39,10 +39,10 @@ def check_variable(variable: str) -> None:
 
 
 def as_theta(theta: Theta) -> Tensor:
-    """Return ``theta`` as a finite floating-point tensor ``(..., 12)``.
+    """Return ``theta`` as a floating-point tensor ``(..., 12)``.
 
     Raises:
-        ValueError: the last dimension is not 12, or a number is not finite.
+        ValueError: the last dimension is not 12.
 
     """
     tensor = theta if isinstance(theta, Tensor) else torch.tensor(theta, dtype=torch.float64)

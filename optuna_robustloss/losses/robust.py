@@ -131,7 +131,7 @@ class SCELoss(_ProbabilityLoss):
         weight: Tensor | None = None,
     ) -> None:
         super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
-        if alpha < 0 or beta < 0 or A >= 0:
+        if not (math.isfinite(alpha + beta + A) and alpha >= 0 and beta >= 0 and A < 0):
             raise ValueError(f"need alpha, beta ≥ 0 and A < 0, got {alpha=}, {beta=}, {A=}")
         self.alpha, self.beta, self.A = alpha, beta, A
 

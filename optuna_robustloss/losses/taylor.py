@@ -209,10 +209,9 @@ class TaylorLoss(nn.Module):
             target, ignored = split_ignored(target, self.ignore_index)
         losses = _per_sample(rows, target, self.coefficients, self.variable)
         if self.cross_entropy_weight:
-            flat = target.flatten(0, -2) if target.is_floating_point() else target.flatten()
-            cross_entropy = F.cross_entropy(
-                rows.flatten(0, -2).to(losses.dtype), flat, reduction="none"
-            )
+            flat = rows.reshape(-1, self.num_classes).to(losses.dtype)
+            labels = target.reshape(flat.shape) if target.is_floating_point() else target.flatten()
+            cross_entropy = F.cross_entropy(flat, labels, reduction="none")
             losses = losses + self.cross_entropy_weight * cross_entropy.view_as(losses)
         return reduce_samples(losses, target, self.reduction, ignored=ignored, weight=self.weight)
 
@@ -271,4 +270,5 @@ class TaylorLoss(nn.Module):
             "variable": stored["variable"],
             "provenance": stored["provenance"],
         }
-        return cls(stored["theta"], num_classes or stored["num_classes"], **(arguments | options))
+        classes = stored["num_classes"] if num_classes is None else num_classes
+        return cls(stored["theta"], classes, **(arguments | options))

@@ -1,0 +1,41 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from optuna_robustloss.search.select import Selection
+from optuna_robustloss.training.compare import Result
+
+
+def comparison_table(results: Sequence[Result], title: str) -> Table:
+    """Test accuracy of each loss, in percent, mean ± standard deviation over seeds."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("loss")
+    table.add_column("test accuracy, %", justify="right")
+    table.add_column("seeds", justify="right")
+    best = max(result.mean for result in results)
+    for result in results:
+        name = result.name + (f" × {result.scale:g}" if result.scale is not None else "")
+        text = f"{100 * result.mean:.1f} ± {100 * result.std:.1f}"
+        style = "bold" if result.mean == best else None
+        table.add_row(name, text, str(len(result.accuracies)), style=style)
+    return table
+
+
+def selection_table(selection: Selection) -> Table:
+    """The finalists of a study on fresh seeds, best first."""
+    count = len(selection.finalists[0].values)
+    table = Table(title=f"Finalists on {count} fresh seeds", title_justify="left")
+    table.add_column("candidate")
+    table.add_column("validation accuracy, %", justify="right")
+    for finalist in sorted(selection.finalists, key=lambda f: -f.mean):
+        won = finalist == selection.winner
+        table.add_row(
+            finalist.name + (" (control)" if finalist.control else " (chosen)" if won else ""),
+            f"{100 * finalist.mean:.1f} ± {100 * finalist.std:.1f}",
+            style="bold" if won else None,
+        )
+    return table

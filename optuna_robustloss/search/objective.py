@@ -1,0 +1,127 @@
+"""The objective of a search: train every network with the suggested loss, return the accuracy."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from optuna.trial import BaseTrial, FrozenTrial, Trial
+
+from optuna_robustloss.search.spec import StudySpec
+from optuna_robustloss.search.suggest import LossParameters
+from optuna_robustloss.tasks.prepare import Task, prepare_task
+from optuna_robustloss.tasks.seeds import derive_seed
+from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.training.loop import Point, default_device
+from optuna_robustloss.training.score import Score, score
+
+#: Key under which Optuna's CMA-ES notes the generation a trial was drawn for.
+_OPTUNA_GENERATION = "cma:generation"
+
+
+@lru_cache(maxsize=64)
+def _prepared(spec: TaskSpec, seed: int, root: Path | None, download: bool) -> Task:
+    return prepare_task(spec, seed=seed, root=root, download=download)
+
+
+def generation_of(trial: FrozenTrial, popsize: int) -> int:
+    """Generation of a trial, counted from 0: as the sampler noted it, else by trial number.
+
+    Trial 0 of our studies is the start loss, before the first generation; it shares its seed.
+    """
+    noted = trial.system_attrs.get(_OPTUNA_GENERATION)
+    return int(noted) if isinstance(noted, int) else max(0, trial.number - 1) // popsize
+
+
+class NoisyLabelObjective:
+    """The mean validation accuracy of networks trained with the suggested loss.
+
+    All candidates of a generation share noise, split, initial weights and batch order (common
+    random numbers); the next generation gets fresh ones, so that no candidate is liked for its
+    luck twice. A diverged candidate scores the accuracy it has then (about chance) and carries
+    the attribute ``diverged``; one below 1.5 × chance after 7 % of its steps is stopped there
+    (``hopeless``). Reports one intermediate value per evaluation: the mean of the finished
+    networks and the running one.
+
+    Use with ``study.optimize`` of a study that maximises.
+
+    Args:
+        spec: what to train and how to score it.
+        device: by default CUDA where there is a device.
+        root: folder of the data; see ``load_data``.
+        download: fetch missing data through torchvision.
+
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        *,
+        device: torch.device | str | None = None,
+        root: str | Path | None = None,
+        download: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.device = torch.device(device) if device is not None else default_device()
+        self.root = Path(root) if root is not None else None
+        self.download = download
+
+    def __call__(self, trial: BaseTrial) -> float:
+        """Train with the loss that ``trial`` suggests and return its fitness in [0, 1]."""
+        generation = 0
+        if isinstance(trial, Trial):
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+            stored = trial.study.get_trials(deepcopy=False)[trial.number]
+            generation = generation_of(stored, self.spec.popsize)
+        seed = derive_seed(self.spec.seed, "generation", generation)
+        trial.set_user_attr("generation", generation)
+        scores = self.scores(self.spec.space.suggest(trial), seed, trial)
+        for task, result in scores.items():
+            trial.set_user_attr(f"accuracy {task.label}", result.value)
+            if self.spec.score == "best":
+                trial.set_user_attr(f"best epoch {task.label}", result.best_epoch)
+        for name in ("diverged", "hopeless"):
+            affected = [t.label for t, result in scores.items() if getattr(result, name)]
+            if affected:
+                trial.set_user_attr(name, affected)
+        return math.fsum(s.value for s in scores.values()) / len(scores)
+
+    def tasks(self, seed: int) -> list[Task]:
+        """Every task of the spec, its noise and split drawn from ``seed``; reads the data."""
+        return [_prepared(spec, seed, self.root, self.download) for spec in self.spec.tasks]
+
+    def scores(
+        self, parameters: LossParameters, seed: int, trial: BaseTrial | None = None
+    ) -> dict[TaskSpec, Score]:
+        """Score a loss on every task of the spec, with everything random taken from ``seed``.
+
+        Intermediate values go to ``trial`` if there is one.
+        """
+        results: dict[TaskSpec, Score] = {}
+        longest = max(1, round(max(self.spec.horizons)))
+        for position, task in enumerate(self.tasks(seed)):
+            spec = task.spec
+            finished = math.fsum(s.value for s in results.values())
+            first_step = position * spec.recipe.epochs * longest
+
+            def observe(
+                point: Point, finished: float = finished, first_step: int = first_step
+            ) -> None:
+                if trial is not None:
+                    running = (finished + point.accuracy) / (len(results) + 1)
+                    trial.report(running, first_step + max(1, math.ceil(point.epoch)))
+
+            results[spec] = score(
+                task,
+                partial(parameters.build, task.num_classes),
+                seed=seed,
+                kind=self.spec.score,
+                horizons=self.spec.horizons,
+                device=self.device,
+                observe=observe,
+            )
+        return results
