@@ -12,7 +12,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from optuna_robustloss.losses.polynomial import Variable
-from optuna_robustloss.search.suggest import Coordinates, NumberOrRange, Start, TaylorSpace
+from optuna_robustloss.search.suggest import (
+    DEFAULT_ETA,
+    DEFAULT_HALF_WIDTH,
+    Coordinates,
+    NumberOrRange,
+    Start,
+    TaylorSpace,
+)
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels
 from optuna_robustloss.training.score import ScoreKind
@@ -44,11 +51,13 @@ class StudySpec(BaseModel):
     popsize: int = Field(default=12, ge=2)
     generations: int = Field(default=30, ge=1)
     seed: int = Field(default=0, ge=0)
-    eta: NumberOrRange = 10.0
+    eta: NumberOrRange = DEFAULT_ETA
     cross_entropy_weight: NumberOrRange = 0.0
     variable: Variable = "probability"
     coordinates: Coordinates = "taylor"
     start: Start = "mae"
+    half_width: float = Field(default=DEFAULT_HALF_WIDTH, gt=0, allow_inf_nan=False)
+    """Each coefficient lies within ± this of the start's; a third of it is the first σ."""
     finalists: int = Field(default=3, ge=1)
     """Top candidates that are trained again beside the mean of the last CMA means."""
     finalist_seeds: int = Field(default=3, ge=3)
@@ -87,6 +96,7 @@ class StudySpec(BaseModel):
             variable=self.variable,
             coordinates=self.coordinates,
             start=self.start,
+            half_width=self.half_width,
         )
 
     @property

@@ -57,7 +57,7 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 def make_sampler(spec: StudySpec) -> CmaEsSampler:
-    """Optuna's CMA-ES with the spec's popsize; it starts at the centre of the space, σ = 1."""
+    """Optuna's CMA-ES with the spec's popsize; it starts at the centre of the space."""
     return CmaEsSampler(seed=spec.seed, popsize=spec.popsize, warn_independent_sampling=False)
 
 

@@ -1,7 +1,8 @@
 """The search space of Taylor losses, and ``suggest_taylor_loss`` for anybody's objective.
 
 Optuna has deprecated ``x0`` and ``sigma0``, so the prior is in the bounds: each coefficient lies
-within ± 3 of a loss that is known to train, and Optuna's CMA-ES starts at the centre with σ = 1.
+within ± 3 of a loss that is known to train, and Optuna's CMA-ES starts at the centre with a third
+of that, σ = 1.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Coordinates = Literal["taylor", "canonical"]
 #: A fixed number, or the bounds of one log-uniform parameter.
 NumberOrRange = float | tuple[float, float]
 
-#: Half of the width of each coefficient's bounds.
-HALF_WIDTH = 3.0
+#: Half of the width of each coefficient's bounds; Optuna's CMA-ES starts with a third of it as σ.
+DEFAULT_HALF_WIDTH = 3.0
 #: Range of a suggested loss (Eq. 5). At learning rate .01, ten separates losses within hundreds
 #: of steps; one or two would need five to ten times as many.
 DEFAULT_ETA = 10.0
@@ -87,10 +88,11 @@ class TaylorSpace:
             log variable) that the gradient depends on.
         start: the loss at the centre: ``"mae"``, ``"mse"``, or ``"sce"``: MAE plus the
             cross-entropy term, which must then be on.
+        half_width: each coefficient lies within ± this of the start's.
 
     Raises:
-        ValueError: an unknown name, a range without 0 < low < high, or ``start="sce"`` without
-            ``cross_entropy_weight``.
+        ValueError: an unknown name, a range without 0 < low < high, ``half_width`` ≤ 0, or
+            ``start="sce"`` without ``cross_entropy_weight``.
 
     """
 
@@ -100,6 +102,7 @@ class TaylorSpace:
     variable: Variable = "probability"
     coordinates: Coordinates = "taylor"
     start: Start = "mae"
+    half_width: float = DEFAULT_HALF_WIDTH
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -110,6 +113,8 @@ class TaylorSpace:
             )
         if self.start not in get_args(Start):
             raise ValueError(f"start must be one of {get_args(Start)}, got {self.start!r}")
+        if not (math.isfinite(self.half_width) and self.half_width > 0):
+            raise ValueError(f"half_width must be a positive number, got {self.half_width}")
         _bounds(self.eta, "eta", zero_allowed=False)
         _bounds(self.cross_entropy_weight, "cross_entropy_weight", zero_allowed=True)
         if self.start == "sce" and self.cross_entropy_weight == 0:
@@ -132,7 +137,7 @@ class TaylorSpace:
     def distributions(self) -> dict[str, FloatDistribution]:
         """Every parameter with its distribution, in the order they are suggested."""
         space = {
-            name: FloatDistribution(value - HALF_WIDTH, value + HALF_WIDTH)
+            name: FloatDistribution(value - self.half_width, value + self.half_width)
             for name, value in self.centre.items()
         }
         for name in ("eta", "cross_entropy_weight"):
@@ -187,6 +192,7 @@ def suggest_taylor_loss(
     variable: Variable = "probability",
     coordinates: Coordinates = "taylor",
     start: Start = "mae",
+    half_width: float = DEFAULT_HALF_WIDTH,
     **options: Any,
 ) -> TaylorLoss:
     """Suggest a Taylor loss: twelve ``suggest_float`` calls and a module that takes logits.
@@ -203,6 +209,7 @@ def suggest_taylor_loss(
         variable: see ``TaylorSpace``.
         coordinates: see ``TaylorSpace``.
         start: see ``TaylorSpace``.
+        half_width: see ``TaylorSpace``.
         options: further arguments of ``TaylorLoss``, such as ``reduction`` or ``weight``.
 
     Raises:
@@ -219,5 +226,5 @@ def suggest_taylor_loss(
     12
 
     """
-    space = TaylorSpace(prefix, eta, cross_entropy_weight, variable, coordinates, start)
+    space = TaylorSpace(prefix, eta, cross_entropy_weight, variable, coordinates, start, half_width)
     return space.suggest(trial).build(num_classes, **options)

@@ -1,0 +1,309 @@
+"""The command ``optuna-robustloss``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import torch
+import typer
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.study import Study
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from optuna_robustloss.losses import TaylorLoss
+from optuna_robustloss.losses.named import make_loss
+from optuna_robustloss.report.progress import SearchProgress, bar
+from optuna_robustloss.report.tables import comparison_table, selection_table
+from optuna_robustloss.search import study as studies
+from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.select import Selection, select, selected_loss, stored_selection
+from optuna_robustloss.search.spec import StudySpec, load_spec
+from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.training.compare import Contender, Result, compare
+
+app = typer.Typer(
+    help="Search for loss functions that are robust to label noise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Storage = Annotated[str | None, typer.Option(help="URL of the database, as for Optuna.")]
+StudyName = Annotated[str | None, typer.Option(help="By default the spec's name.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data. By default $OPTUNA_ROBUSTLOSS_DATA, else ./data."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch missing data.")]
+Device = Annotated[str | None, typer.Option(help="By default CUDA where there is a device.")]
+Threads = Annotated[
+    int, typer.Option(help="CPU threads of this process; start more workers to use more cores.")
+]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Show what went wrong with the input in one message; bugs keep their traceback in debug."""
+    try:
+        yield
+    except (ValueError, OSError, SQLAlchemyError, StorageInternalError) as error:
+        if os.environ.get("OPTUNA_ROBUSTLOSS_DEBUG"):
+            raise
+        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _quiet(threads: int) -> None:
+    """Set up a process that works on a study."""
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    signal.signal(signal.SIGTERM, _interrupt)  # a stopped worker ends as with Ctrl-C
+
+
+def _default_storage(name: str) -> str:
+    return f"sqlite:///{name}.db"
+
+
+def _work(study: Study, objective: NoisyLabelObjective, n_trials: int | None) -> None:
+    """Run trials with a progress bar; Ctrl-C ends the command cleanly."""
+    try:
+        with SearchProgress(study, objective.spec, console) as progress:
+            studies.run_trials(study, objective, n_trials=n_trials, on_trial=progress.on_trial)
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped: {studies.trials_done(study)} of {objective.spec.n_trials} trials are done "
+            "and kept; the same command goes on from there"
+        )
+        raise typer.Exit(130) from None
+
+
+def _select(study: Study, objective: NoisyLabelObjective) -> Selection:
+    with bar(console) as progress:
+        task = progress.add_task("finalists", total=None, note="")
+        selection = select(
+            study,
+            objective,
+            on_run=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return selection
+
+
+def _export(study: Study, objective: NoisyLabelObjective, out: Path) -> TaylorLoss:
+    selection = stored_selection(study) or _select(study, objective)
+    console.print(selection_table(selection))
+    if selection.control.mean >= selection.winner.mean:
+        console.print(
+            "The control did at least as well as the best candidate: this search found nothing "
+            "better than its start."
+        )
+    loss = selected_loss(study, selection, objective)
+    loss.save(out)
+    return loss
+
+
+def _baselines(names: Sequence[str]) -> list[Contender]:
+    """Contenders by name; ``*best`` behind a name tunes its scale on validation data."""
+    contenders = []
+    for name in names:
+        tuned = name.endswith("*best")
+        base = name.removesuffix("*best")
+        label = base + (", best scale" if tuned else "")
+        contenders.append(Contender(label, partial(make_loss, base), tuned))
+    return contenders
+
+
+def _compare(spec: TaskSpec, contenders: Sequence[Contender], **options: Any) -> list[Result]:
+    with bar(console) as progress:
+        task = progress.add_task("comparison", total=len(contenders), note=spec.label)
+        results = compare(spec, contenders, on_result=lambda _: progress.advance(task), **options)
+    seeds = len(results[0].accuracies)
+    title = f"{spec.label}: clean test accuracy at the last epoch, {seeds} seeds"
+    console.print(comparison_table(results, title))
+    return results
+
+
+@app.command()
+def search(
+    spec: Annotated[Path, typer.Argument(help="YAML file of the study.")],
+    storage: Storage = None,
+    study_name: StudyName = None,
+    out: Annotated[Path | None, typer.Option(help="File of the loss found.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Stop after this many trials.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of the comparison; 0 skips it.")] = 5,
+    root: Root = None,
+    download: Download = False,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Create a study or go on with it, choose the loss, and compare it with hand-made ones."""
+    with _clear_errors():
+        _quiet(threads)
+        study_spec = load_spec(spec)
+        name = study_name or study_spec.name
+        url = storage or _default_storage(name)
+        objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
+        objective.tasks(0)  # what is missing shows before a study is made
+        study = studies.create_study(study_spec, studies.open_storage(url), name)
+        console.print(f"study {name!r} in {studies.safe_url(url)}", highlight=False)
+        _work(study, objective, trials)
+        if studies.trials_done(study) < study_spec.n_trials:
+            console.print(f"{studies.trials_done(study)} of {study_spec.n_trials} trials are done")
+            return
+        path = out or Path(f"{name}.json")
+        loss = _export(study, objective, path)
+        if seeds > 0:
+            found = partial(TaylorLoss.load, path)
+            names = ["ce", "gce", "sce", "mae", f"mae@{loss.eta:.4g}", "gce*best", "sce*best"]
+            for task in study_spec.tasks:
+                contenders = [Contender(f"found ({path.name})", found), *_baselines(names)]
+                _compare(
+                    task,
+                    contenders,
+                    seeds=seeds,
+                    seed=study_spec.seed,
+                    device=objective.device,
+                    root=root,
+                )
+        console.print(f"database: {studies.safe_url(url)}", highlight=False)
+        console.print(f"loss: {path}", highlight=False)
+
+
+@app.command()
+def init(
+    spec: Annotated[Path, typer.Argument(help="YAML file of the study.")],
+    storage: Storage = None,
+    study_name: StudyName = None,
+) -> None:
+    """Create a study without working on it."""
+    with _clear_errors():
+        _quiet(1)
+        study_spec = load_spec(spec)
+        name = study_name or study_spec.name
+        url = storage or _default_storage(name)
+        studies.create_study(study_spec, studies.open_storage(url), name)
+        console.print(f"study {name!r} in {studies.safe_url(url)}", highlight=False)
+
+
+@app.command()
+def work(
+    storage: Annotated[str, typer.Option(help="URL of the database, as for Optuna.")],
+    study_name: Annotated[str, typer.Option(help="Name of the study.")],
+    spec: Annotated[
+        Path | None, typer.Option(help="For a study that has no spec yet; must match otherwise.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Stop after this many trials.")] = None,
+    root: Root = None,
+    download: Download = False,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Work on a study until its trials are done; any number of workers may."""
+    with _clear_errors():
+        _quiet(threads)
+        given = load_spec(spec) if spec else None
+        study = studies.open_study(studies.open_storage(storage), study_name, given)
+        study_spec = studies.attach_spec(study, given)
+        objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
+        _work(study, objective, trials)
+
+
+@app.command()
+def export(
+    study_name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Annotated[Path, typer.Argument(help="JSON file to write the loss to.")],
+    storage: Storage = None,
+    root: Root = None,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Choose a study's loss by a second round on fresh seeds, and write it to a file."""
+    with _clear_errors():
+        _quiet(threads)
+        url = storage or _default_storage(study_name)
+        study = studies.open_study(studies.open_storage(url), study_name)
+        study_spec: StudySpec = studies.attach_spec(study, None)
+        objective = NoisyLabelObjective(study_spec, device=device, root=root)
+        console.print(str(_export(study, objective, out)), highlight=False)
+        console.print(f"loss: {out}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    losses: Annotated[
+        list[str],
+        typer.Argument(
+            help="Loss files, names of the zoo, ce, gce, sce, mae, mae@ETA; *0.2 scales, "
+            "*best tunes the scale on validation data."
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="DATASET,ARCHITECTURE[,NOISE].")],
+    train: Annotated[int | None, typer.Option(help="Training images; all by default.")] = None,
+    validation: Annotated[int, typer.Option(help="Validation images, for *best.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="By default the recipe's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per loss.")] = 3,
+    seed: Annotated[int, typer.Option(help="From which all seeds follow.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures too.")] = None,
+    root: Root = None,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Train with each loss under one recipe, data and noise; measure clean test accuracy."""
+    with _clear_errors():
+        _quiet(threads)
+        changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        spec = TaskSpec.parse(
+            task,
+            train=train,
+            validation=validation,
+            recipe={key: value for key, value in changes.items() if value is not None},
+        )
+        contenders = _baselines(losses)
+        for contender in contenders:
+            contender.criterion(2)  # an unknown name shows before anything is trained
+        results = _compare(
+            spec,
+            contenders,
+            seeds=seeds,
+            seed=seed,
+            device=torch.device(device) if device else None,
+            root=root,
+        )
+        if json_file:
+            figures = {
+                "task": spec.model_dump(mode="json"),
+                "seed": seed,
+                "results": [
+                    {"loss": r.name, "scale": r.scale, "test_accuracy": list(r.accuracies)}
+                    for r in results
+                ],
+            }
+            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)
