@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import optuna
 import torch
 import typer
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.study import Study
-from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_robustloss.losses import TaylorLoss
 from optuna_robustloss.losses.named import make_loss
 from optuna_robustloss.report.progress import SearchProgress, bar
 from optuna_robustloss.report.tables import comparison_table, selection_table
+from optuna_robustloss.report.terminal import (
+    clear_errors,
+    console,
+    errors,
+    parse_device,
+    set_up_process,
+    writable,
+)
 from optuna_robustloss.search import study as studies
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.select import Selection, select, selected_loss, stored_selection
@@ -38,8 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 Storage = Annotated[str | None, typer.Option(help="URL of the database, as for Optuna.")]
 StudyName = Annotated[str | None, typer.Option(help="By default the spec's name.")]
@@ -48,34 +46,17 @@ Root = Annotated[
     typer.Option(help="Folder of the data. By default $OPTUNA_ROBUSTLOSS_DATA, else ./data."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data.")]
-Device = Annotated[str | None, typer.Option(help="By default CUDA where there is a device.")]
-Threads = Annotated[
-    int, typer.Option(help="CPU threads of this process; start more workers to use more cores.")
+Device = Annotated[
+    torch.device | None,
+    typer.Option(
+        parser=parse_device, metavar="DEVICE", help="By default CUDA where there is a device."
+    ),
 ]
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Show what went wrong with the input in one message; bugs keep their traceback in debug."""
-    try:
-        yield
-    except (ValueError, OSError, SQLAlchemyError, StorageInternalError) as error:
-        if os.environ.get("OPTUNA_ROBUSTLOSS_DEBUG"):
-            raise
-        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _quiet(threads: int) -> None:
-    """Set up a process that works on a study."""
-    torch.set_num_threads(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", ExperimentalWarning)
-    signal.signal(signal.SIGTERM, _interrupt)  # a stopped worker ends as with Ctrl-C
+Threads = Annotated[
+    int,
+    typer.Option(min=1, help="CPU threads of this process; start more workers to use more cores."),
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")]
 
 
 def _default_storage(name: str) -> str:
@@ -145,24 +126,26 @@ def search(
     spec: Annotated[Path, typer.Argument(help="YAML file of the study.")],
     storage: Storage = None,
     study_name: StudyName = None,
-    out: Annotated[Path | None, typer.Option(help="File of the loss found.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Stop after this many trials.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of the comparison; 0 skips it.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable, help="File of the loss found.")
+    ] = None,
+    trials: Trials = None,
+    seeds: Annotated[int, typer.Option(min=0, help="Seeds of the comparison; 0 skips it.")] = 5,
     root: Root = None,
     download: Download = False,
     device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Create a study or go on with it, choose the loss, and compare it with hand-made ones."""
-    with _clear_errors():
-        _quiet(threads)
+    with clear_errors():
+        set_up_process(threads)
         study_spec = load_spec(spec)
         name = study_name or study_spec.name
         url = storage or _default_storage(name)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         objective.tasks(0)  # what is missing shows before a study is made
         study = studies.create_study(study_spec, studies.open_storage(url), name)
-        console.print(f"study {name!r} in {studies.safe_url(url)}", highlight=False)
+        console.print(f"study {name!r} in {studies.safe_url(url)}")
         _work(study, objective, trials)
         if studies.trials_done(study) < study_spec.n_trials:
             console.print(f"{studies.trials_done(study)} of {study_spec.n_trials} trials are done")
@@ -182,8 +165,8 @@ def search(
                     device=objective.device,
                     root=root,
                 )
-        console.print(f"database: {studies.safe_url(url)}", highlight=False)
-        console.print(f"loss: {path}", highlight=False)
+        console.print(f"database: {studies.safe_url(url)}")
+        console.print(f"loss: {path}")
 
 
 @app.command()
@@ -193,13 +176,13 @@ def init(
     study_name: StudyName = None,
 ) -> None:
     """Create a study without working on it."""
-    with _clear_errors():
-        _quiet(1)
+    with clear_errors():
+        set_up_process(1)
         study_spec = load_spec(spec)
         name = study_name or study_spec.name
         url = storage or _default_storage(name)
         studies.create_study(study_spec, studies.open_storage(url), name)
-        console.print(f"study {name!r} in {studies.safe_url(url)}", highlight=False)
+        console.print(f"study {name!r} in {studies.safe_url(url)}")
 
 
 @app.command()
@@ -209,15 +192,15 @@ def work(
     spec: Annotated[
         Path | None, typer.Option(help="For a study that has no spec yet; must match otherwise.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Stop after this many trials.")] = None,
+    trials: Trials = None,
     root: Root = None,
     download: Download = False,
     device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Work on a study until its trials are done; any number of workers may."""
-    with _clear_errors():
-        _quiet(threads)
+    with clear_errors():
+        set_up_process(threads)
         given = load_spec(spec) if spec else None
         study = studies.open_study(studies.open_storage(storage), study_name, given)
         study_spec = studies.attach_spec(study, given)
@@ -228,21 +211,21 @@ def work(
 @app.command()
 def export(
     study_name: Annotated[str, typer.Argument(help="Name of the study.")],
-    out: Annotated[Path, typer.Argument(help="JSON file to write the loss to.")],
+    out: Annotated[Path, typer.Argument(callback=writable, help="JSON file to write the loss to.")],
     storage: Storage = None,
     root: Root = None,
     device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Choose a study's loss by a second round on fresh seeds, and write it to a file."""
-    with _clear_errors():
-        _quiet(threads)
+    with clear_errors():
+        set_up_process(threads)
         url = storage or _default_storage(study_name)
         study = studies.open_study(studies.open_storage(url), study_name)
         study_spec: StudySpec = studies.attach_spec(study, None)
         objective = NoisyLabelObjective(study_spec, device=device, root=root)
-        console.print(str(_export(study, objective, out)), highlight=False)
-        console.print(f"loss: {out}", highlight=False)
+        console.print(str(_export(study, objective, out)))
+        console.print(f"loss: {out}")
 
 
 @app.command()
@@ -262,14 +245,16 @@ def evaluate(
     lr: Annotated[float | None, typer.Option(help="By default the recipe's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per loss.")] = 3,
     seed: Annotated[int, typer.Option(help="From which all seeds follow.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=writable, help="Write the figures too.")
+    ] = None,
     root: Root = None,
     device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Train with each loss under one recipe, data and noise; measure clean test accuracy."""
-    with _clear_errors():
-        _quiet(threads)
+    with clear_errors():
+        set_up_process(threads)
         changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         spec = TaskSpec.parse(
             task,
@@ -285,7 +270,7 @@ def evaluate(
             contenders,
             seeds=seeds,
             seed=seed,
-            device=torch.device(device) if device else None,
+            device=device,
             root=root,
         )
         if json_file:

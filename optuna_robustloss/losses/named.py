@@ -45,18 +45,18 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     0.2
 
     """
-    base, star, scale = name.partition("*")
-    if star:
+    if "*" in name and not name.endswith(".json"):
+        base, _, scale = name.rpartition("*")
         return ScaledLoss(make_loss(base, num_classes), _number(scale, name))
-    if base in _HAND_MADE:
-        return _HAND_MADE[base]()
-    member, at, eta = base.partition("@")
+    if name in _HAND_MADE:
+        return _HAND_MADE[name]()
+    member, at, eta = name.partition("@")
     if at and member in _WITH_ETA:
         return TaylorLoss(_WITH_ETA[member], num_classes, eta=_number(eta, name))
-    if base.endswith(".json") or base in list_losses():
-        return load_loss(base, num_classes)
+    if name.endswith(".json") or name in list_losses():
+        return load_loss(name, num_classes)
     known = [*_HAND_MADE, "mae@ETA", "mse@ETA", *list_losses()]
-    close = get_close_matches(base, known, n=1)
+    close = get_close_matches(name, known, n=1)
     raise ValueError(
         f"unknown loss {name!r}"
         + (f", did you mean {close[0]!r}?" if close else "")

@@ -196,6 +196,14 @@ class TaylorLoss(nn.Module):
         self.variable: Variable = variable
         self.provenance: dict[str, Any] = dict(provenance or {})
 
+    def _apply(self, fn: Any, recurse: bool = True) -> TaylorLoss:
+        """Move the module, but never round its coefficients to half precision."""
+        exact = self.coefficients
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.coefficients.dtype.itemsize < 4:
+            self.coefficients = exact.to(self.coefficients.device)
+        return self
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss: a scalar, or per sample with ``reduction="none"``."""
         rows, target = class_last(logits, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from optuna_robustloss.search.suggest import LossParameters
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.loop import Point, default_device
+from optuna_robustloss.training.loop import Point, default_device, steps_per_epoch
 from optuna_robustloss.training.score import Score, score
 
 #: Key under which Optuna's CMA-ES notes the generation a trial was drawn for.
-_OPTUNA_GENERATION = "cma:generation"
+OPTUNA_GENERATION = "cma:generation"
 
 
 @lru_cache(maxsize=64)
@@ -33,7 +34,7 @@ def generation_of(trial: FrozenTrial, popsize: int) -> int:
 
     Trial 0 of our studies is the start loss, before the first generation; it shares its seed.
     """
-    noted = trial.system_attrs.get(_OPTUNA_GENERATION)
+    noted = trial.system_attrs.get(OPTUNA_GENERATION)
     return int(noted) if isinstance(noted, int) else max(0, trial.number - 1) // popsize
 
 
@@ -44,8 +45,9 @@ class NoisyLabelObjective:
     random numbers); the next generation gets fresh ones, so that no candidate is liked for its
     luck twice. A diverged candidate scores the accuracy it has then (about chance) and carries
     the attribute ``diverged``; one below 1.5 × chance after 7 % of its steps is stopped there
-    (``hopeless``). Reports one intermediate value per evaluation: the mean of the finished
-    networks and the running one.
+    (``hopeless``). Reports one intermediate value per evaluation, the mean of the finished
+    networks and the running one, at the number of optimiser steps so far. Nothing prunes by it:
+    early accuracy ranks losses backwards.
 
     Use with ``study.optimize`` of a study that maximises.
 
@@ -72,14 +74,16 @@ class NoisyLabelObjective:
 
     def __call__(self, trial: BaseTrial) -> float:
         """Train with the loss that ``trial`` suggests and return its fitness in [0, 1]."""
-        generation = 0
         if isinstance(trial, Trial):
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        parameters = self.spec.space.suggest(trial)
+        generation = 0
+        if isinstance(trial, Trial):  # its sampler notes the generation when it suggests
             stored = trial.study.get_trials(deepcopy=False)[trial.number]
             generation = generation_of(stored, self.spec.popsize)
         seed = derive_seed(self.spec.seed, "generation", generation)
         trial.set_user_attr("generation", generation)
-        scores = self.scores(self.spec.space.suggest(trial), seed, trial)
+        scores = self.scores(parameters, seed, trial)
         for task, result in scores.items():
             trial.set_user_attr(f"accuracy {task.label}", result.value)
             if self.spec.score == "best":
@@ -102,19 +106,12 @@ class NoisyLabelObjective:
         Intermediate values go to ``trial`` if there is one.
         """
         results: dict[TaskSpec, Score] = {}
-        longest = max(1, round(max(self.spec.horizons)))
-        for position, task in enumerate(self.tasks(seed)):
+        first_step = 0
+        for task in self.tasks(seed):
             spec = task.spec
-            finished = math.fsum(s.value for s in results.values())
-            first_step = position * spec.recipe.epochs * longest
-
-            def observe(
-                point: Point, finished: float = finished, first_step: int = first_step
-            ) -> None:
-                if trial is not None:
-                    running = (finished + point.accuracy) / (len(results) + 1)
-                    trial.report(running, first_step + max(1, math.ceil(point.epoch)))
-
+            report = None if trial is None else _Reports(trial, results, first_step)
+            lengths = [max(1, round(spec.recipe.epochs * h)) for h in self.spec.horizons]
+            first_step += sum(lengths) * steps_per_epoch(task)
             results[spec] = score(
                 task,
                 partial(parameters.build, task.num_classes),
@@ -122,6 +119,25 @@ class NoisyLabelObjective:
                 kind=self.spec.score,
                 horizons=self.spec.horizons,
                 device=self.device,
-                observe=observe,
+                observe=report,
             )
         return results
+
+
+class _Reports:
+    """Tells a trial the accuracy of one network after another, each step once."""
+
+    def __init__(
+        self, trial: BaseTrial, results: Mapping[TaskSpec, Score], first_step: int
+    ) -> None:
+        self._trial = trial
+        self._finished = [s.value for s in results.values()]
+        self._first_step = first_step
+        self._last_step = 0
+
+    def __call__(self, point: Point) -> None:
+        if point.step <= self._last_step:  # the run of the next horizon
+            self._first_step += self._last_step
+        self._last_step = point.step
+        running = math.fsum([*self._finished, point.accuracy]) / (len(self._finished) + 1)
+        self._trial.report(running, self._first_step + point.step)

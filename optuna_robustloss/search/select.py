@@ -15,9 +15,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.losses import TaylorLoss
-from optuna_robustloss.search.objective import NoisyLabelObjective, generation_of
+from optuna_robustloss.search.objective import (
+    OPTUNA_GENERATION,
+    NoisyLabelObjective,
+    generation_of,
+)
 from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.study import attach_spec
+from optuna_robustloss.search.study import attach_spec, trials_done
 from optuna_robustloss.search.suggest import LossParameters
 from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training.loop import steps_per_epoch
@@ -61,7 +65,7 @@ class Selection:
 
     @property
     def control(self) -> Finalist:
-        """The start loss at the winner's η."""
+        """The start loss at the first finalist's η."""
         return next(f for f in self.finalists if f.control)
 
 
@@ -76,20 +80,24 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     """Mean of the CMA-ES distribution after each complete generation, in order.
 
     With its default learning rate CMA-ES sets its mean to the weighted mean of the better half of
-    the generation, so the trials alone determine it. Log-uniform parameters are averaged in the
-    logarithm, in which they are searched.
+    the generation, so the trials alone determine it (with several workers nearly: each tells what
+    it sees complete). Log-uniform parameters are averaged in the logarithm, in which they are
+    searched.
     """
     space = spec.space.distributions
     by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # What a second worker draws while the start loss is still running is random, and never told.
+    drawn = [t for t in trials if OPTUNA_GENERATION in t.system_attrs] or trials
+    for trial in drawn:
         if trial.params.keys() == space.keys() and "start" not in trial.user_attrs:
             by_generation[generation_of(trial, spec.popsize)].append(trial)
     weights = recombination_weights(spec.popsize)
     means = []
-    for _, trials in sorted(by_generation.items()):
-        if len(trials) < spec.popsize:
+    for _, members in sorted(by_generation.items()):
+        if len(members) < spec.popsize:
             continue
-        told = sorted(trials[: spec.popsize], key=lambda t: -(t.value or 0.0))[: len(weights)]
+        told = sorted(members[: spec.popsize], key=lambda t: -(t.value or 0.0))[: len(weights)]
         means.append(_weighted_mean([t.params for t in told], weights, spec))
     return means
 
@@ -180,7 +188,7 @@ def select(
             )
         )
     selection = Selection(tuple(judged))
-    study.set_user_attr(_ATTRIBUTE, _to_json(selection, seeds))
+    study.set_user_attr(_ATTRIBUTE, _to_json(selection, seeds) | {"trials": trials_done(study)})
     return selection
 
 
@@ -204,9 +212,9 @@ def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def stored_selection(study: Study) -> Selection | None:
-    """Return the selection stored with ``study``, if ``select`` has run."""
+    """Return the selection stored with ``study``, if ``select`` has run after the last trial."""
     stored = study.user_attrs.get(_ATTRIBUTE)
-    if stored is None:
+    if stored is None or stored.get("trials") != trials_done(study):
         return None
     spec = attach_spec(study, None)
     return Selection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from optuna_robustloss.search.suggest import (
     TaylorSpace,
 )
 from optuna_robustloss.tasks.noise import NoiseSpec
+from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels
 from optuna_robustloss.training.score import ScoreKind
 
@@ -75,10 +77,19 @@ class StudySpec(BaseModel):
         items = value if isinstance(value, list | tuple) else [value]
         return [NoiseSpec.parse(v) if isinstance(v, str) else v for v in items]
 
+    @field_validator("recipe")
+    @classmethod
+    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = [key for key in value if key not in Recipe.model_fields]
+        if unknown:
+            known = ", ".join(Recipe.model_fields)
+            raise ValueError(f"unknown key {unknown[0]!r}; known keys: {known}")
+        return value
+
     @field_validator("horizons")
     @classmethod
     def _positive_horizons(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if any(h <= 0 for h in value):
+        if not all(0 < h < math.inf for h in value):
             raise ValueError(f"horizons are positive multiples of the epochs, got {list(value)}")
         return value
 
@@ -153,9 +164,12 @@ class StudySpec(BaseModel):
             )
 
 
-def _one_message(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError) -> str:
+    """Say in one line what is wrong with the values of a spec: which key, why, what was given."""
     lines = []
     for item in error.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # the list is not empty, its items are wrong and have their own message
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = ", ".join(StudySpec.model_fields)
@@ -165,7 +179,7 @@ def _one_message(error: ValidationError, source: str) -> str:
             given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}{given}" if where else message)
-    return f"{source}: " + "; ".join(lines)
+    return "; ".join(lines)
 
 
 def parse_spec(values: Any, source: str) -> StudySpec:
@@ -180,7 +194,7 @@ def parse_spec(values: Any, source: str) -> StudySpec:
     try:
         spec = StudySpec.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_one_message(error, source)) from None
+        raise ValueError(f"{source}: {explain(error)}") from None
     spec.warn_if_unreliable()
     return spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,7 +13,6 @@ from optuna.samplers import CmaEsSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import MaxTrialsCallback, Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from optuna_robustloss.search.objective import NoisyLabelObjective
@@ -27,10 +27,8 @@ _HEARTBEAT, _GRACE = 30, 120
 
 def safe_url(storage: str) -> str:
     """``storage`` without its password, for messages."""
-    try:
-        return make_url(storage).render_as_string(hide_password=True)
-    except ArgumentError:
-        return storage.split("@")[-1]
+    hidden = re.sub(r"//([^/:@]*):.*@", r"//\1:***@", storage)
+    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
 
 
 def open_storage(storage: str) -> BaseStorage:
@@ -163,7 +161,8 @@ def fail_dead_trials(study: Study) -> int:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
         if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
-            study.tell(trial.number, state=TrialState.FAIL)
+            # Another worker that starts now may have been faster.
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             failed += 1
     return failed
 

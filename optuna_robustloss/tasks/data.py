@@ -123,6 +123,11 @@ def data_names() -> list[str]:
     return sorted(_LOADERS)
 
 
+def check_data_name(name: str) -> None:
+    """Raise a ValueError with the close names unless `load_data` knows the name."""
+    _loader(name)
+
+
 def _loader(name: str) -> "Loader":
     if name in _LOADERS:
         return _LOADERS[name]

@@ -101,8 +101,8 @@ def prepare_task(
     wanted = available if spec.train is None else spec.train
     if wanted < 1 or wanted > available:
         raise ValueError(
-            f"{data.name!r} has {len(order)} training images: {wanted} for training and "
-            f"{held_out} for validation do not fit; lower 'train' or 'validation'"
+            f"{data.name!r} has {len(order)} training images: {spec.train or 'some'} for training "
+            f"and {held_out} for validation do not fit; lower 'train' or 'validation'"
         )
     if own_validation:
         assert data.validation is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from optuna_robustloss.tasks.data import check_data_name
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe, recipe_for
 
@@ -38,10 +39,17 @@ class TaskSpec(BaseModel):
         if not isinstance(values, dict):
             return values
         recipe = values.get("recipe")
-        if isinstance(recipe, Recipe) or not {"architecture", "dataset"} <= values.keys():
+        changes = recipe is None or isinstance(recipe, dict)
+        if not changes or not {"architecture", "dataset"} <= values.keys():
             return values
         base = recipe_for(str(values["architecture"]), str(values["dataset"]))
         return values | {"recipe": base.changed(recipe or {})}
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, name: str) -> str:
+        check_data_name(name)
+        return name
 
     @property
     def label(self) -> str:

@@ -109,6 +109,8 @@ def compare(
         ValueError: a contender is to be tuned without validation images.
 
     """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     if spec.validation == 0 and any(c.tuned for c in contenders):
         raise ValueError(
             "choosing a scale needs validation images: set the task's 'validation', for example "

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from optuna_robustloss.tasks.recipes import build_optimizer
 from optuna_robustloss.tasks.seeds import derive_seed
 
 #: A candidate is judged hopeless once, after this share of its steps.
-HOPELESS_AFTER = 0.07
+HOPELESS_AFTER = Fraction(7, 100)  # exact: the float .07 × 100 rounds up to 8 steps
 _EVALUATION_BATCH = 1000
 
 
@@ -82,7 +85,7 @@ def evaluate(model: nn.Module, part: LabelledImages, device: torch.device) -> tu
 def _initial_model(task: Task, seed: int, device: torch.device) -> nn.Module:
     """Build on the CPU, so that every host starts from the same weights, and move."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init"))
+        torch.default_generator.manual_seed(derive_seed(seed, "init"))
         model = build_model(
             task.spec.architecture,
             num_classes=task.num_classes,
@@ -93,6 +96,17 @@ def _initial_model(task: Task, seed: int, device: torch.device) -> nn.Module:
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Denormal momentum slows SGD by about 1.3 on CPUs; the caller's arithmetic keeps its own."""
+    before = sys.float_info.min / 2 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def train(
@@ -135,7 +149,6 @@ def train(
     total = per_epoch * (epochs or recipe.epochs)
     check_at = math.ceil(HOPELESS_AFTER * total) if give_up else -1
     watched = {*watch_at, total, check_at}
-    torch.set_flush_denormal(True)  # denormal momentum slows SGD by about 1.3 on CPUs
     model = _initial_model(task, seed, device)
     optimizer = build_optimizer(recipe, model.parameters())
     order = torch.Generator().manual_seed(derive_seed(seed, "order"))
@@ -145,9 +158,19 @@ def train(
     tells_progress = hasattr(criterion, "progress")
     curve: list[Point] = []
     step = 0
+
+    def measure() -> tuple[float, bool]:
+        accuracy, finite = evaluate(model, watch, device)
+        curve.append(Point(step, step / per_epoch, accuracy))
+        if observe is not None:
+            observe(curve[-1])
+        return accuracy, finite
+
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(derive_seed(seed, "dropout"))
+    with _denormals_flushed(), torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(derive_seed(seed, "dropout"))
+        if cuda:
+            torch.cuda.manual_seed(derive_seed(seed, "dropout"))
         model.train()
         while step < total:
             shuffled = task.train.index[torch.randperm(len(task.train), generator=order)]
@@ -167,18 +190,14 @@ def train(
                 step += 1
                 if step not in watched:
                     continue
-                accuracy, finite = evaluate(model, watch, device)
-                point = Point(step, step / per_epoch, accuracy)
-                curve.append(point)
-                if observe is not None:
-                    observe(point)
+                accuracy, finite = measure()
                 if not finite:
                     return Run(model, tuple(curve), diverged=True, hopeless=False)
                 if step == check_at and accuracy < hopeless_below(task.num_classes):
                     return Run(model, tuple(curve), diverged=False, hopeless=True)
             if loss is not None and not torch.isfinite(loss):
-                accuracy, _ = evaluate(model, watch, device)
-                curve.append(Point(step, step / per_epoch, accuracy))
+                if step not in watched:
+                    measure()
                 return Run(model, tuple(curve), diverged=True, hopeless=False)
     return Run(model, tuple(curve), diverged=False, hopeless=False)
 

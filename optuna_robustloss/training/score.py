@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -89,18 +89,21 @@ def score(
     runs: list[Run] = []
     for epochs in lengths[-1:] if read_off else lengths:
         ends = [n * steps_per_epoch(task) for n in (lengths if read_off else [epochs])]
+        watch_at = {*evaluation_steps(task, epochs, kind), *ends}
         run = train(
             task,
             criterion(),
             seed=seed,
             watch=task.validation,
-            watch_at=[*evaluation_steps(task, epochs, kind), *ends],
+            watch_at=watch_at,
             epochs=epochs,
             device=device,
             observe=observe,
             # Accuracy on noisy labels is near chance for good networks too.
             give_up=give_up and task.spec.validation_labels == "clean",
         )
+        if not (run.diverged or run.hopeless):  # the hopeless check is no evaluation
+            run = replace(run, curve=tuple(p for p in run.curve if p.step in watch_at))
         runs.append(run)
         for end in ends:
             seen = [p for p in run.curve if p.step <= end] or list(run.curve[:1])

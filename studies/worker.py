@@ -1,0 +1,29 @@
+"""A worker for a study in a shared database: start as many as there are cores, on any host.
+
+optuna create-study --storage URL --study-name NAME --direction maximize
+python studies/worker.py URL NAME --spec studies/ar_sym80.yaml
+"""
+
+import argparse
+
+import optuna
+import torch
+
+from optuna_robustloss import NoisyLabelObjective
+from optuna_robustloss.search.spec import load_spec
+from optuna_robustloss.search.study import attach_spec, open_storage, open_study, run_trials
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("storage", help="URL of the database")
+    parser.add_argument("study_name")
+    parser.add_argument("--spec", help="YAML file, for a study that has no spec yet")
+    parser.add_argument("--root", help="folder of the data")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this worker")
+    arguments = parser.parse_args()
+
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    torch.set_num_threads(arguments.threads)
+    given = load_spec(arguments.spec) if arguments.spec else None
+    study = open_study(open_storage(arguments.storage), arguments.study_name, given)
+    run_trials(study, NoisyLabelObjective(attach_spec(study, None), root=arguments.root))

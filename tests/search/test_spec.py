@@ -1,0 +1,299 @@
+"""A study as a YAML file: what it holds, what is refused, and what tells two studies apart."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from optuna_robustloss.search.spec import StudySpec, differences, load_spec, parse_spec
+from optuna_robustloss.search.suggest import TaylorSpace
+from optuna_robustloss.tasks.noise import NoiseSpec
+from optuna_robustloss.tasks.recipes import recipe_for
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+MINIMAL = {
+    "name": "small",
+    "datasets": ["digits"],
+    "architectures": ["mlp2"],
+    "noise": "symmetric:0.4",
+}
+
+
+def spec(**changes):
+    return parse_spec(MINIMAL | changes, "study.yaml")
+
+
+def message(**changes):
+    with pytest.raises(ValueError, match=r"^study\.yaml: ") as error:
+        spec(**changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- The studies in the repository ---
+
+SYMMETRIC, ASYMMETRIC = "symmetric 80 %", "asymmetric 40 %"
+NETWORKS, DATA = ["mlp2", "mlp3", "cnn4"], ["mnist", "kmnist", "cifar10"]
+PROMISED = {
+    "ar_sym80": [f"mnist/{a}/{SYMMETRIC}" for a in NETWORKS],
+    "ar_asym40": [f"mnist/{a}/{ASYMMETRIC}" for a in NETWORKS],
+    "dr_sym80": [f"{d}/cnn4/{SYMMETRIC}" for d in DATA],
+    "dr_asym40": [f"{d}/cnn4/{ASYMMETRIC}" for d in DATA],
+    "joint_sym80": [f"{d}/{a}/{SYMMETRIC}" for d in DATA for a in NETWORKS],
+    "specific_mnist_sym80": [f"mnist/jocor/{SYMMETRIC}"],
+    "digits": ["digits/mlp2/symmetric 60 %"],
+    "mixture": [
+        f"mnist/mlp2/{noise}" for noise in (SYMMETRIC, "symmetric 40 %", ASYMMETRIC, "clean")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_shipped_studies_have_the_tasks_they_promise(name):
+    shipped = load_spec(STUDIES / f"{name}.yaml")
+    assert shipped.name == name
+    assert [task.label for task in shipped.tasks] == PROMISED[name]
+
+
+def test_every_shipped_study_loads_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in STUDIES.glob("*.yaml"):
+            assert load_spec(path).n_trials > 100, path.name
+
+
+def test_the_mixture_searches_range_and_cross_entropy_in_six_coordinates():
+    space = load_spec(STUDIES / "mixture.yaml").space.distributions
+    assert len(space) == 8
+    assert [name for name, d in space.items() if d.log] == [
+        "theta_eta",
+        "theta_cross_entropy_weight",
+    ]
+
+
+# --- What a spec means ---
+
+
+def test_every_data_set_meets_every_network_and_every_noise():
+    both = spec(
+        datasets=["digits", "mnist"],
+        architectures=["mlp2", "mlp3"],
+        noise=["symmetric:0.4", "none"],
+    )
+    assert len({task.label for task in both.tasks}) == 8
+
+
+def test_tasks_share_the_split_and_the_changes_to_their_own_recipes():
+    jocor, mlp = spec(
+        architectures=["jocor", "mlp2"], recipe={"epochs": 3}, train=150, validation=120
+    ).tasks
+    for task, name in ((jocor, "jocor"), (mlp, "mlp2")):
+        assert (task.train, task.validation, task.validation_labels) == (150, 120, "clean")
+        assert task.recipe == recipe_for(name, "digits").changed({"epochs": 3})
+    assert jocor.recipe.optimizer != mlp.recipe.optimizer
+
+
+def test_defaults_are_the_papers_space_around_mae():
+    assert spec().space == TaylorSpace()
+    assert len(spec().space.distributions) == 12
+
+
+def test_the_start_loss_comes_before_the_generations():
+    assert spec(popsize=4, generations=2).n_trials == 9
+
+
+def test_one_name_is_a_list_of_one():
+    assert spec(datasets="digits", architectures="mlp2", horizons=1) == spec()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "symmetric:0.4",
+        ["symmetric:0.4"],
+        {"kind": "symmetric", "rate": 0.4},
+        [{"kind": "symmetric", "rate": 0.4}],
+    ],
+)
+def test_noise_may_be_text_a_mapping_or_a_list(noise):
+    assert spec(noise=noise).noise == (NoiseSpec(kind="symmetric", rate=0.4),)
+    assert spec(noise=noise).hash == spec().hash
+
+
+def test_ranges_are_two_numbers():
+    ranged = spec(eta=[0.1, 10], cross_entropy_weight=[0.003, 0.3])
+    assert ranged.eta == (0.1, 10.0)
+    assert len(ranged.space.distributions) == 14
+
+
+# --- What is refused, in one line that names the key ---
+
+
+def test_an_unknown_key_is_named_with_all_known_ones():
+    text = message(epochs=3)
+    assert "unknown key 'epochs'; known keys: name, datasets," in text
+    assert all(key in text for key in StudySpec.model_fields)
+
+
+def test_an_unknown_key_of_the_recipe_is_named_with_its_known_ones():
+    text = message(recipe={"epoch": 3})
+    assert "recipe: unknown key 'epoch'; known keys: optimizer, lr, batch_size, epochs," in text
+    assert "datasets" not in text
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match=r"study\.yaml: datasets: Field required$"):
+        parse_spec({k: v for k, v in MINIMAL.items() if k != "datasets"}, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("noise", "symetric:0.8", ["noise.kind", "'symmetric'", "'symetric'"]),
+        ("noise", "symmetric", ["noise", "needs a rate"]),
+        ("noise", {"kind": "symmetric", "rte": 0.4}, ["unknown key 'noise.0.rte'"]),
+        ("noise", [], ["noise", "at least 1 item"]),
+        ("architectures", ["mlp4"], ["unknown network 'mlp4'", "close: ", "mlp2", "mlp3"]),
+        ("datasets", ["mnits"], ["unknown data set 'mnits'", "'mnist'"]),
+        ("recipe", {"lr": -1}, ["lr", "greater than 0", "-1"]),
+        ("recipe", {"schedule": "step", "milestones": [0.5]}, ["schedule 'step'"]),
+        ("validation", 99, ["validation", "greater than or equal to 100", "99"]),
+        ("validation_labels", "dirty", ["validation_labels", "'clean' or 'noisy'"]),
+        ("train", 0, ["train", "greater than or equal to 1"]),
+        ("horizons", [1, 0], ["horizons are positive multiples", "0.0"]),
+        ("horizons", [-1], ["horizons are positive multiples"]),
+        ("horizons", float("inf"), ["horizons are positive multiples", "inf"]),
+        ("horizons", float("nan"), ["horizons are positive multiples", "nan"]),
+        ("score", "mean", ["score", "'last' or 'best'"]),
+        ("popsize", 1, ["popsize", "greater than or equal to 2"]),
+        ("generations", 0, ["generations", "greater than or equal to 1"]),
+        ("eta", [4, 0.04], ["range of eta needs 0 < low < high"]),
+        ("eta", 0, ["eta must be a positive number or a range"]),
+        ("start", "sce", ["set cross_entropy_weight"]),
+        ("half_width", 0, ["half_width", "greater than 0"]),
+        ("finalist_seeds", 2, ["finalist_seeds", "greater than or equal to 3"]),
+        ("name", "", ["name", "at least 1 character"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(key, value, parts):
+    text = message(**{key: value})
+    assert all(part in text for part in parts), text
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    text = message(popsize=1, seed=-1, colour="red")
+    assert all(part in text for part in ("popsize", "seed", "unknown key 'colour'"))
+
+
+@pytest.mark.parametrize("text", ["", "- name: a\n", "just text\n", "3\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"study\.yaml: a study spec is a mapping"):
+        load_spec(path)
+
+
+@pytest.mark.parametrize("content", [b"name: [unclosed", b"\xff\xfe\x00", b"a: b: c"])
+def test_a_file_that_is_not_yaml_is_refused(tmp_path, content):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"study\.yaml is not YAML"):
+        load_spec(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no study spec .*none\.yaml"):
+        load_spec(tmp_path / "none.yaml")
+
+
+# --- Identity ---
+
+CHANGES = {
+    "name": "other",
+    "datasets": ["mnist"],
+    "architectures": ["mlp3"],
+    "noise": "symmetric:0.41",
+    "recipe": {"epochs": 3},
+    "train": 500,
+    "validation": 500,
+    "validation_labels": "noisy",
+    "score": "best",
+    "horizons": [1, 2],
+    "popsize": 8,
+    "generations": 8,
+    "seed": 1,
+    "eta": 1,
+    "cross_entropy_weight": 0.1,
+    "variable": "log",
+    "coordinates": "canonical",
+    "start": "mse",
+    "half_width": 1,
+    "finalists": 2,
+    "finalist_seeds": 4,
+    "pretrained": True,
+}
+
+
+def test_every_key_is_part_of_the_hash():
+    assert CHANGES.keys() == StudySpec.model_fields.keys()
+    hashes = {StudySpec.model_validate(MINIMAL | {k: v}).hash for k, v in CHANGES.items()}
+    assert len(hashes | {spec().hash}) == len(CHANGES) + 1
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_differences_name_the_key_and_both_values(key):
+    changed = StudySpec.model_validate(MINIMAL | {key: CHANGES[key]})
+    (difference,) = differences(spec(), changed)
+    assert difference.startswith(f"{key}: ")
+    assert differences(spec(), spec()) == []
+
+
+def test_the_order_of_keys_is_not_part_of_the_hash(tmp_path):
+    path = tmp_path / "study.yaml"
+    values = MINIMAL | {"recipe": {"lr": 0.1, "epochs": 3}}
+    hashes = set()
+    for items in (list(values.items()), list(values.items())[::-1]):
+        path.write_text(yaml.safe_dump(dict(items), sort_keys=False))
+        hashes.add(load_spec(path).hash)
+    hashes.add(spec(recipe={"epochs": 3, "lr": 0.1}).hash)
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"eta": [1, 2], "horizons": [1, 2], "noise": "none"}])
+def test_a_spec_survives_its_json(changes):
+    before = spec(**changes)
+    after = parse_spec(json.loads(before.to_json()), "database")
+    assert after == before
+    assert after.hash == before.hash
+
+
+# --- Noisy validation labels ---
+
+
+@pytest.mark.parametrize(
+    ("noise", "validation", "warning"),
+    [
+        ("asymmetric:0.4", 5000, "asymmetric 40 %.*200 clean labels"),
+        (["symmetric:0.4", "pair-flip:0.4"], 5000, "under pair-flip 40 %"),
+        ("symmetric:0.4", 1999, "validates on 1999 noisy labels.*2 000"),
+    ],
+)
+def test_noisy_labels_that_do_not_rank_losses_are_warned_of(noise, validation, warning):
+    with pytest.warns(UserWarning, match=warning):
+        spec(noise=noise, validation=validation, validation_labels="noisy")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": "asymmetric:0.4", "validation": 100},
+        {"noise": "symmetric:0.4", "validation": 2000, "validation_labels": "noisy"},
+    ],
+)
+def test_labels_that_do_are_not(changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec(**changes)

@@ -1,0 +1,299 @@
+"""Studies that describe themselves: made, opened, refused, interrupted and gone on with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.study import (
+    METRIC,
+    attach_spec,
+    create_study,
+    fail_dead_trials,
+    open_storage,
+    open_study,
+    run_trials,
+    safe_url,
+    spec_of,
+    trials_done,
+)
+
+from .small import small_spec
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPEC = small_spec(generations=1)
+WORKER = Path(__file__).parents[2] / "studies" / "worker.py"
+
+#: The command line, with a trial that never ends: what is interrupted is surely running.
+STUCK = """
+import sys, time
+from optuna_robustloss.cli import main
+from optuna_robustloss.search.objective import NoisyLabelObjective as Objective
+scores = Objective.scores
+def stuck(self, parameters, seed, trial=None):
+    if trial is not None and trial.number == 2:
+        time.sleep(600)
+    return scores(self, parameters, seed, trial)
+Objective.scores = stuck
+main()
+"""
+
+
+@pytest.fixture
+def storage():
+    return optuna.storages.InMemoryStorage()
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+# --- Made and opened ---
+
+
+def test_a_study_describes_itself(url):
+    create_study(SPEC, url, "mine")
+    study = optuna.load_study(study_name="mine", storage=url)
+    assert study.user_attrs["spec_hash"] == SPEC.hash
+    assert study.user_attrs["optuna_robustloss_version"]
+    assert spec_of(study) == SPEC
+    assert study.metric_names == [METRIC]
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert open_study(url, "mine").sampler._popsize == 4
+
+
+def test_the_start_loss_is_the_first_trial(storage):
+    study = create_study(SPEC, storage, "mine")
+    run_trials(study, NoisyLabelObjective(SPEC), n_trials=2)
+    assert [t.user_attrs.get("start") for t in study.trials] == ["mae", None]
+    assert study.trials[0].params == SPEC.space.start_point
+
+
+def test_to_create_a_study_again_is_to_open_it(storage):
+    objective = NoisyLabelObjective(SPEC)
+    run_trials(create_study(SPEC, storage, "mine"), objective, n_trials=3)
+    again = create_study(SPEC, storage, "mine")
+    assert states(again) == ["COMPLETE"] * 3
+    run_trials(again, objective)
+    assert states(again) == ["COMPLETE"] * 5
+    run_trials(create_study(SPEC, storage, "mine"), objective)
+    assert trials_done(again) == len(again.trials) == 5
+
+
+def test_a_study_that_optuna_made_gets_the_spec_once(storage):
+    optuna.create_study(storage=storage, study_name="theirs", direction="maximize")
+    with pytest.raises(ValueError, match=r"'theirs' has no spec yet: give one.*--spec"):
+        open_study(storage, "theirs")
+    for spec in (SPEC, None, SPEC):
+        study = open_study(storage, "theirs", spec)
+        assert spec_of(study) == SPEC
+        assert states(study) == ["WAITING"]
+
+
+# --- Refused ---
+
+
+def test_a_study_that_minimises_is_refused_and_left_alone(storage):
+    study = optuna.create_study(storage=storage, study_name="loss", direction="minimize")
+    for opened in (
+        lambda: create_study(SPEC, storage, "loss"),
+        lambda: open_study(storage, "loss", SPEC),
+    ):
+        with pytest.raises(ValueError, match=r"'loss' must maximise .* --direction maximize"):
+            opened()
+    assert (study.trials, study.user_attrs) == ([], {})
+
+
+def test_a_study_of_two_values_is_refused():
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    with pytest.raises(ValueError, match="must maximise one value"):
+        attach_spec(study, SPEC)
+
+
+def test_another_spec_is_refused_with_the_difference(storage):
+    study = create_study(SPEC, storage, "mine")
+    other = SPEC.model_copy(update={"popsize": 5, "seed": 1})
+    before = (study.user_attrs, states(study))
+    for opened in (create_study, lambda s, u, n: open_study(u, n, s)):
+        with pytest.raises(
+            ValueError, match=r"'mine' belongs to another spec .*popsize: 4 / 5; seed: 0 / 1;"
+        ):
+            opened(other, storage, "mine")
+    assert (study.user_attrs, states(study)) == before
+
+
+def test_an_unknown_name_lists_the_studies_there_are(storage):
+    create_study(SPEC, storage, "one")
+    create_study(SPEC, storage, "two")
+    with pytest.raises(ValueError, match=r"no study 'three' in the storage; it has: one, two"):
+        open_study(storage, "three")
+
+
+def test_a_spec_that_no_longer_reads_is_named(storage):
+    study = create_study(SPEC, storage, "mine")
+    study.set_user_attr("spec", study.user_attrs["spec"] | {"colour": "red"})
+    with pytest.raises(ValueError, match=r"the spec stored with study 'mine': .*'colour'"):
+        open_study(storage, "mine")
+
+
+# --- Storages ---
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("study.db", "is not a storage URL: use for example sqlite:///"),
+        ("sqlite:///no/such/folder/study.db", "cannot open the storage .*unable to open"),
+        (f"sqlite:///{__file__}", "cannot open the storage .*not a database"),
+        ("oracel://user:secret@host/db", "is not a storage URL"),
+        ("postgresql+pg8000://user:secret@host/db", "driver for .*pg8000.*is not installed"),
+        ("postgresql+pg8000://user:se@cret@host/db", "driver for .*is not installed"),
+        ("postgresql://user:secret@host:port/db", "is not a storage URL"),
+        ("postgresql//user:secret@host/db", "is not a storage URL"),
+        ("oracel://host/db?user=me&password=secret", "is not a storage URL"),
+    ],
+)
+def test_a_wrong_storage_is_one_message_without_the_password(storage, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_storage(storage)
+    assert "cret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///a@b/study.db", "sqlite:///a@b/study.db"),
+        ("mysql://me:secret@host:1/db?x=1", "mysql://me:***@host:1/db?x=1"),
+        ("mysql://host/db?password=secret&x=1", "mysql://host/db?password=***&x=1"),
+    ],
+)
+def test_only_the_password_is_hidden(url, shown):
+    assert safe_url(url) == shown
+
+
+# --- Work ---
+
+
+def test_missing_data_shows_before_a_trial_is_started(storage, tmp_path):
+    spec = small_spec(datasets=["mnist"])
+    study = create_study(spec, storage, "mine")
+    with pytest.raises(FileNotFoundError):
+        run_trials(study, NoisyLabelObjective(spec, root=tmp_path))
+    assert states(study) == ["WAITING"]
+
+
+def test_a_trial_that_is_not_a_number_fails_and_the_study_goes_on(storage, monkeypatch):
+    study = create_study(SPEC, storage, "mine")
+    objective = NoisyLabelObjective(SPEC)
+    call = NoisyLabelObjective.__call__
+    monkeypatch.setattr(
+        NoisyLabelObjective,
+        "__call__",
+        lambda self, trial: float("nan") if trial.number == 2 else call(self, trial),
+    )
+    run_trials(study, objective)
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_the_callback_sees_every_trial_of_this_worker(storage):
+    seen = []
+    study, objective = create_study(SPEC, storage, "mine"), NoisyLabelObjective(SPEC)
+    run_trials(study, objective, n_trials=3, on_trial=lambda _, trial: seen.append(trial.number))
+    assert seen == [0, 1, 2]
+
+
+def test_trials_of_living_workers_and_other_hosts_are_left_alone(storage):
+    study = create_study(SPEC, storage, "mine")
+    ours, theirs, unknown = study.ask(), study.ask(), study.ask()
+    ours.set_user_attr("worker", f"{os.uname().nodename}:{os.getpid()}")
+    theirs.set_user_attr("worker", "another-host:999999999")
+    assert fail_dead_trials(study) == 0
+    assert states(study) == ["RUNNING"] * 3
+    unknown.set_user_attr("worker", f"{os.uname().nodename}:999999999")
+    assert fail_dead_trials(study) == 1
+    assert states(study) == ["RUNNING", "RUNNING", "FAIL"]
+
+
+# --- Other processes ---
+
+
+def in_another_process(*command, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+        **options,
+    )
+
+
+def wait_until_trial_2_trains(url, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        study = optuna.load_study(study_name="small", storage=url)
+        if len(study.trials) == 3 and "generation" in study.trials[2].user_attrs:
+            return study
+        time.sleep(0.05)
+    raise AssertionError("the worker did not reach trial 2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_an_interrupted_search_keeps_what_is_done_and_goes_on(name, tmp_path, url):
+    """Ctrl-C and a stop end cleanly; what a killed worker leaves, the next one clears away."""
+    spec_file = tmp_path / "small.yaml"
+    spec_file.write_text(SPEC.to_json())  # JSON is YAML
+    create_study(SPEC, url, "small")
+    command = ["search", spec_file, "--storage", url, "--seeds", "0"]
+    process = in_another_process("-c", STUCK, *command, cwd=tmp_path)
+    study = wait_until_trial_2_trains(url, process)
+    kept = [(t.params, t.value) for t in study.trials[:2]]
+    process.send_signal(signal.Signals[name])
+    printed, _ = process.communicate(timeout=60)
+    if name == "SIGKILL":
+        assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING"]
+    else:
+        assert process.returncode == 130, printed
+        assert "stopped: 2 of 5 trials are done and kept" in printed
+        assert "Traceback" not in printed
+        assert states(study) == ["COMPLETE", "COMPLETE", "FAIL"]
+    run_trials(create_study(SPEC, url, "small"), NoisyLabelObjective(SPEC))
+    assert [(t.params, t.value) for t in study.trials[:2]] == kept
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert trials_done(study) == SPEC.n_trials
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_trials_in_another_process(url, tmp_path):
+    """The script for workers, on a study that Optuna's own command would make."""
+    spec = small_spec(generations=2)
+    spec_file = tmp_path / "small.yaml"
+    spec_file.write_text(spec.to_json())
+    optuna.create_study(storage=url, study_name="theirs", direction="maximize")
+    process = in_another_process(WORKER, url, "theirs", "--spec", spec_file)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    theirs = open_study(url, "theirs")
+    ours = create_study(spec, optuna.storages.InMemoryStorage(), "ours")
+    run_trials(ours, NoisyLabelObjective(spec))
+    assert [t.params for t in theirs.trials] == [t.params for t in ours.trials]
+    assert [t.values for t in theirs.trials] == [t.values for t in ours.trials]
+    assert all(t.state == TrialState.COMPLETE for t in theirs.trials)
+    workers = {t.user_attrs["worker"] for t in theirs.trials}
+    assert workers == {f"{os.uname().nodename}:{process.pid}"}
