@@ -144,7 +144,7 @@ def search(
         url = storage or _default_storage(name)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         objective.tasks(0)  # what is missing shows before a study is made
-        study = studies.create_study(study_spec, studies.open_storage(url), name)
+        study = studies.create_study(study_spec, studies.open_storage(url, create=True), name)
         console.print(f"study {name!r} in {studies.safe_url(url)}")
         _work(study, objective, trials)
         if studies.trials_done(study) < study_spec.n_trials:
@@ -181,7 +181,7 @@ def init(
         study_spec = load_spec(spec)
         name = study_name or study_spec.name
         url = storage or _default_storage(name)
-        studies.create_study(study_spec, studies.open_storage(url), name)
+        studies.create_study(study_spec, studies.open_storage(url, create=True), name)
         console.print(f"study {name!r} in {studies.safe_url(url)}")
 
 

@@ -50,7 +50,7 @@ class StudySpec(BaseModel):
     score: ScoreKind = "last"
     horizons: tuple[float, ...] = Field(default=(1,), min_length=1)
     """Lengths of training the fitness is averaged over, as multiples of the epochs."""
-    popsize: int = Field(default=12, ge=2)
+    popsize: int = Field(default=12, ge=4)
     generations: int = Field(default=30, ge=1)
     seed: int = Field(default=0, ge=0)
     eta: NumberOrRange = DEFAULT_ETA

@@ -7,6 +7,8 @@ import re
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.samplers import CmaEsSampler
@@ -23,6 +25,8 @@ _SPEC, _HASH, _VERSION = "spec", "spec_hash", "optuna_robustloss_version"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 #: Seconds between the signs of life of a running trial, and until one without them is failed.
 _HEARTBEAT, _GRACE = 30, 120
+#: Seconds a worker waits for another one's write to an SQLite file.
+_SQLITE_PATIENCE = 60
 
 
 def safe_url(storage: str) -> str:
@@ -31,15 +35,34 @@ def safe_url(storage: str) -> str:
     return re.sub(r"(password=)[^&]*", r"\1***", hidden)
 
 
-def open_storage(storage: str) -> BaseStorage:
+def open_storage(storage: str, *, create: bool = False) -> BaseStorage:
     """Open a database by its URL, with heartbeats so that dead workers' trials are failed.
 
+    Args:
+        storage: the URL.
+        create: make an SQLite file that is not there yet.
+
     Raises:
+        FileNotFoundError: there is no such SQLite file, and ``create`` is off.
         ValueError: the URL is malformed, its driver is missing, or the database does not answer.
 
     """
+    options: dict[str, Any] = {}
+    if storage.startswith("sqlite:///"):
+        path = storage.removeprefix("sqlite:///").partition("?")[0]
+        if not create and path and not Path(path).is_file():
+            raise FileNotFoundError(
+                f"there is no database {path}: check the name and the current folder, or create a "
+                "study first"
+            )
+        options["connect_args"] = {"timeout": _SQLITE_PATIENCE}
     try:
-        return RDBStorage(storage, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
+        return RDBStorage(
+            storage,
+            engine_kwargs=options,
+            heartbeat_interval=_HEARTBEAT,
+            grace_period=_GRACE,
+        )
     except (ArgumentError, ValueError) as error:
         raise ValueError(
             f"{safe_url(storage)!r} is not a storage URL: use for example sqlite:///search.db or "
@@ -142,9 +165,14 @@ def _describe(study: Study, spec: StudySpec) -> None:
     study.set_user_attr(_HASH, spec.hash)
     study.set_user_attr(_VERSION, version("optuna-robustloss"))
     study.set_metric_names([METRIC])
-    study.enqueue_trial(
-        spec.space.start_point, user_attrs={"start": spec.start}, skip_if_exists=True
-    )
+    _enqueue_start(study, spec)
+
+
+def _enqueue_start(study: Study, spec: StudySpec) -> None:
+    """Make the start loss the next trial, unless it is done, running or waiting."""
+    trials = study.get_trials(deepcopy=False)
+    if not any("start" in t.user_attrs and t.state != TrialState.FAIL for t in trials):
+        study.enqueue_trial(spec.space.start_point, user_attrs={"start": spec.start})
 
 
 def trials_done(study: Study) -> int:
@@ -196,6 +224,7 @@ def run_trials(
 
     """
     fail_dead_trials(study)
+    _enqueue_start(study, objective.spec)  # again, if the first try was interrupted
     total = objective.spec.n_trials
     left = total - trials_done(study)
     if left <= 0:

@@ -168,7 +168,7 @@ def test_a_missing_key_is_named():
         ("horizons", float("inf"), ["horizons are positive multiples", "inf"]),
         ("horizons", float("nan"), ["horizons are positive multiples", "nan"]),
         ("score", "mean", ["score", "'last' or 'best'"]),
-        ("popsize", 1, ["popsize", "greater than or equal to 2"]),
+        ("popsize", 1, ["popsize", "greater than or equal to 4"]),
         ("generations", 0, ["generations", "greater than or equal to 1"]),
         ("eta", [4, 0.04], ["range of eta needs 0 < low < high"]),
         ("eta", 0, ["eta must be a positive number or a range"]),

@@ -82,6 +82,15 @@ def test_the_start_loss_is_the_first_trial(storage):
     assert study.trials[0].params == SPEC.space.start_point
 
 
+def test_a_start_loss_that_was_interrupted_is_tried_again(storage):
+    study = create_study(SPEC, storage, "mine")
+    study.tell(study.ask(), state=TrialState.FAIL)
+    run_trials(study, NoisyLabelObjective(SPEC), n_trials=1)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["start"] == "mae"
+    assert study.trials[1].params == SPEC.space.start_point
+
+
 def test_to_create_a_study_again_is_to_open_it(storage):
     objective = NoisyLabelObjective(SPEC)
     run_trials(create_study(SPEC, storage, "mine"), objective, n_trials=3)
@@ -168,9 +177,16 @@ def test_a_spec_that_no_longer_reads_is_named(storage):
 )
 def test_a_wrong_storage_is_one_message_without_the_password(storage, message):
     with pytest.raises(ValueError, match=message) as error:
-        open_storage(storage)
+        open_storage(storage, create=True)
     assert "cret" not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_mistyped_database_is_not_created(tmp_path):
+    path = tmp_path / "typo.db"
+    with pytest.raises(FileNotFoundError, match=r"there is no database .*typo\.db"):
+        open_storage(f"sqlite:///{path}")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
