@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from optuna.exceptions import TrialPruned
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_robustloss.search.spec import StudySpec
@@ -46,8 +47,7 @@ class NoisyLabelObjective:
     luck twice. A diverged candidate scores the accuracy it has then (about chance) and carries
     the attribute ``diverged``; one below 1.5 × chance after 7 % of its steps is stopped there
     (``hopeless``). Reports one intermediate value per evaluation, the mean of the finished
-    networks and the running one, at the number of optimiser steps so far. Nothing prunes by it:
-    early accuracy ranks losses backwards.
+    networks and the running one, at the number of optimiser steps so far.
 
     Use with ``study.optimize`` of a study that maximises.
 
@@ -56,6 +56,8 @@ class NoisyLabelObjective:
         device: by default CUDA where there is a device.
         root: folder of the data; see ``load_data``.
         download: fetch missing data through torchvision.
+        prune: ask the study's pruner after every evaluation. Off by default, because Optuna's
+            default pruner compares early accuracies, which rank robust losses backwards.
 
     """
 
@@ -66,11 +68,13 @@ class NoisyLabelObjective:
         device: torch.device | str | None = None,
         root: str | Path | None = None,
         download: bool = False,
+        prune: bool = False,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device) if device is not None else default_device()
         self.root = Path(root) if root is not None else None
         self.download = download
+        self.prune = prune
 
     def __call__(self, trial: BaseTrial) -> float:
         """Train with the loss that ``trial`` suggests and return its fitness in [0, 1]."""
@@ -104,12 +108,16 @@ class NoisyLabelObjective:
         """Score a loss on every task of the spec, with everything random taken from ``seed``.
 
         Intermediate values go to ``trial`` if there is one.
+
+        Raises:
+            TrialPruned: the study's pruner says so, and ``prune`` is on.
+
         """
         results: dict[TaskSpec, Score] = {}
         first_step = 0
         for task in self.tasks(seed):
             spec = task.spec
-            report = None if trial is None else _Reports(trial, results, first_step)
+            report = None if trial is None else _Reports(trial, results, first_step, self.prune)
             lengths = [max(1, round(spec.recipe.epochs * h)) for h in self.spec.horizons]
             first_step += sum(lengths) * steps_per_epoch(task)
             results[spec] = score(
@@ -128,12 +136,17 @@ class _Reports:
     """Tells a trial the accuracy of one network after another, each step once."""
 
     def __init__(
-        self, trial: BaseTrial, results: Mapping[TaskSpec, Score], first_step: int
+        self,
+        trial: BaseTrial,
+        results: Mapping[TaskSpec, Score],
+        first_step: int,
+        prune: bool,
     ) -> None:
         self._trial = trial
         self._finished = [s.value for s in results.values()]
         self._first_step = first_step
         self._last_step = 0
+        self._prune = prune
 
     def __call__(self, point: Point) -> None:
         if point.step <= self._last_step:  # the run of the next horizon
@@ -141,3 +154,5 @@ class _Reports:
         self._last_step = point.step
         running = math.fsum([*self._finished, point.accuracy]) / (len(self._finished) + 1)
         self._trial.report(running, self._first_step + point.step)
+        if self._prune and self._trial.should_prune():
+            raise TrialPruned(f"pruned after {self._first_step + point.step} steps")

@@ -228,3 +228,12 @@ def test_missing_data_is_an_error_that_names_the_folder(tmp_path):
     evaluate = NoisyLabelObjective(small_spec(datasets=["mnist"]), root=tmp_path)
     with pytest.raises(FileNotFoundError, match=tmp_path.name):
         evaluate.tasks(0)
+
+
+def test_a_pruner_is_asked_only_if_wanted():
+    always = optuna.pruners.ThresholdPruner(lower=2.0)  # no accuracy reaches two
+    spec = small_spec()
+    asked = searched(NoisyLabelObjective(spec, prune=True), 2, pruner=always)
+    assert [t.state for t in asked.trials] == [TrialState.PRUNED] * 2
+    unasked = searched(NoisyLabelObjective(spec), 2, pruner=always)
+    assert [t.state for t in unasked.trials] == [TrialState.COMPLETE] * 2
