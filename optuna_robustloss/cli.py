@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna_robustloss.losses import TaylorLoss
 from optuna_robustloss.losses.named import make_loss
 from optuna_robustloss.report.progress import SearchProgress, bar
-from optuna_robustloss.report.tables import comparison_table, selection_table
+from optuna_robustloss.report.tables import comparison_table, generation_table, selection_table
 from optuna_robustloss.report.terminal import (
     clear_errors,
     console,
@@ -89,6 +89,7 @@ def _select(study: Study, objective: NoisyLabelObjective) -> Selection:
 
 def _export(study: Study, objective: NoisyLabelObjective, out: Path) -> TaylorLoss:
     selection = stored_selection(study) or _select(study, objective)
+    console.print(generation_table(study))
     console.print(selection_table(selection))
     if selection.control.mean >= selection.winner.mean:
         console.print(

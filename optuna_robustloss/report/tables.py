@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
+from optuna.study import Study
+from optuna.trial import TrialState
 from rich.table import Table
 
 from optuna_robustloss.search.select import Selection
@@ -22,6 +25,23 @@ def comparison_table(results: Sequence[Result], title: str) -> Table:
         text = f"{100 * result.mean:.1f} ± {100 * result.std:.1f}"
         style = "bold" if result.mean == best else None
         table.add_row(name, text, str(len(result.accuracies)), style=style)
+    return table
+
+
+def generation_table(study: Study) -> Table:
+    """Fitness of the complete trials by generation, in percent; each has noise of its own."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if "generation" in trial.user_attrs and "start" not in trial.user_attrs:
+            values[trial.user_attrs["generation"]].append(trial.value or 0.0)
+    table = Table(title="Fitness by generation", title_justify="left")
+    for column in ("generation", "trials", "mean, %", "best, %"):
+        table.add_column(column, justify="right")
+    for generation, fitness in sorted(values.items()):
+        mean = 100 * sum(fitness) / len(fitness)
+        table.add_row(
+            str(generation + 1), str(len(fitness)), f"{mean:.1f}", f"{100 * max(fitness):.1f}"
+        )
     return table
 
 
