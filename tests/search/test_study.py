@@ -202,6 +202,11 @@ def test_trials_of_living_workers_and_other_hosts_are_left_alone(storage):
 # --- Other processes ---
 
 
+def heed_ctrl_c():
+    """A test run in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def in_another_process(*command, **options):
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -209,6 +214,7 @@ def in_another_process(*command, **options):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+        preexec_fn=heed_ctrl_c,
         **options,
     )
 
