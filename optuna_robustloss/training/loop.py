@@ -47,8 +47,7 @@ class Run:
 def hopeless_below(num_classes: int) -> float:
     """Accuracy under which a candidate is given up: 1.5 × chance, or chance + .05 if that is less.
 
-    1.5 × chance never touched the better half of 492 measured candidates at C = 10; with fewer
-    classes it would be too strict (.75 at C = 2).
+    With fewer than ten classes 1.5 × chance would be too strict (.75 at C = 2).
     """
     chance = 1 / num_classes
     return chance + min(0.5 * chance, 0.05)
@@ -100,7 +99,7 @@ def _initial_model(task: Task, seed: int, device: torch.device) -> nn.Module:
 
 @contextmanager
 def _denormals_flushed() -> Iterator[None]:
-    """Denormal momentum slows SGD by about 1.3 on CPUs; the caller's arithmetic keeps its own."""
+    """Denormal momentum slows SGD on CPUs; the caller's arithmetic keeps its own."""
     before = sys.float_info.min / 2 == 0.0
     torch.set_flush_denormal(True)
     try:

@@ -17,11 +17,6 @@ def images_of(source):
     return torch.cat([images for _, images in batches])
 
 
-def pixels_of(source):
-    scaled = images_of(source) * source.std[0] + source.mean[0]
-    return (scaled * 255).round().to(torch.uint8)
-
-
 # A user's own arrays
 
 
