@@ -24,12 +24,14 @@ from optuna_robustloss.losses import (
 
 if TYPE_CHECKING:
     from optuna_robustloss.search.objective import NoisyLabelObjective
+    from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
     from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.suggest import suggest_taylor_loss
     from optuna_robustloss.tasks.spec import TaskSpec
 
 __all__ = [
     "GCELoss",
+    "GenerationalCmaEsSampler",
     "MAELoss",
     "NoisyLabelObjective",
     "SCELoss",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
+    "GenerationalCmaEsSampler": "optuna_robustloss.search.sampler",
     "NoisyLabelObjective": "optuna_robustloss.search.objective",
     "StudySpec": "optuna_robustloss.search.spec",
     "TaskSpec": "optuna_robustloss.tasks.spec",

@@ -9,28 +9,46 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from optuna.study import Study
 
 from optuna_robustloss.losses import TaylorLoss
-from optuna_robustloss.losses.named import make_loss
+from optuna_robustloss.report.options import (
+    Device,
+    Download,
+    Lease,
+    Root,
+    Storage,
+    StudyName,
+    ThisStorage,
+    ThisStudy,
+    Threads,
+    Trials,
+)
 from optuna_robustloss.report.progress import SearchProgress, bar
-from optuna_robustloss.report.tables import comparison_table, generation_table, selection_table
+from optuna_robustloss.report.tables import (
+    comparison_table,
+    generation_table,
+    selection_table,
+    status_table,
+)
 from optuna_robustloss.report.terminal import (
     clear_errors,
     console,
     errors,
-    parse_device,
     set_up_process,
     writable,
 )
 from optuna_robustloss.search import study as studies
+from optuna_robustloss.search.lease import LEASE
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.select import Selection, select, selected_loss, stored_selection
 from optuna_robustloss.search.spec import StudySpec, load_spec
+from optuna_robustloss.search.status import status_of
+from optuna_robustloss.search.storage import open_storage, safe_url
+from optuna_robustloss.search.worker import run_trials
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.compare import Contender, Result, compare
+from optuna_robustloss.training.compare import Contender, Result, compare, contenders_by_name
 
 app = typer.Typer(
     help="Search for loss functions that are robust to label noise.",
@@ -39,39 +57,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Storage = Annotated[str | None, typer.Option(help="URL of the database, as for Optuna.")]
-StudyName = Annotated[str | None, typer.Option(help="By default the spec's name.")]
-Root = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the data. By default $OPTUNA_ROBUSTLOSS_DATA, else ./data."),
-]
-Download = Annotated[bool, typer.Option("--download", help="Fetch missing data.")]
-Device = Annotated[
-    torch.device | None,
-    typer.Option(
-        parser=parse_device, metavar="DEVICE", help="By default CUDA where there is a device."
-    ),
-]
-Threads = Annotated[
-    int,
-    typer.Option(min=1, help="CPU threads of this process; start more workers to use more cores."),
-]
-Trials = Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")]
-
 
 def _default_storage(name: str) -> str:
     return f"sqlite:///{name}.db"
 
 
-def _work(study: Study, objective: NoisyLabelObjective, n_trials: int | None) -> None:
+def _done(study: Study, spec: StudySpec) -> str:
+    return f"{studies.trials_done(study, spec)} of {spec.n_trials} trials are done"
+
+
+def _work(
+    study: Study, objective: NoisyLabelObjective, n_trials: int | None, **options: Any
+) -> None:
     """Run trials with a progress bar; Ctrl-C ends the command cleanly."""
     try:
         with SearchProgress(study, objective.spec, console) as progress:
-            studies.run_trials(study, objective, n_trials=n_trials, on_trial=progress.on_trial)
+            run_trials(study, objective, n_trials=n_trials, on_trial=progress.on_trial, **options)
     except KeyboardInterrupt:
         console.print(
-            f"stopped: {studies.trials_done(study)} of {objective.spec.n_trials} trials are done "
-            "and kept; the same command goes on from there"
+            f"stopped: {_done(study, objective.spec)} and kept; the same command goes on from there"
         )
         raise typer.Exit(130) from None
 
@@ -99,17 +103,6 @@ def _export(study: Study, objective: NoisyLabelObjective, out: Path) -> TaylorLo
     loss = selected_loss(study, selection, objective)
     loss.save(out)
     return loss
-
-
-def _baselines(names: Sequence[str]) -> list[Contender]:
-    """Contenders by name; ``*best`` behind a name tunes its scale on validation data."""
-    contenders = []
-    for name in names:
-        tuned = name.endswith("*best")
-        base = name.removesuffix("*best")
-        label = base + (", best scale" if tuned else "")
-        contenders.append(Contender(label, partial(make_loss, base), tuned))
-    return contenders
 
 
 def _compare(spec: TaskSpec, contenders: Sequence[Contender], **options: Any) -> list[Result]:
@@ -145,11 +138,11 @@ def search(
         url = storage or _default_storage(name)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         objective.tasks(0)  # what is missing shows before a study is made
-        study = studies.create_study(study_spec, studies.open_storage(url, create=True), name)
-        console.print(f"study {name!r} in {studies.safe_url(url)}")
+        study = studies.create_study(study_spec, open_storage(url, create=True), name)
+        console.print(f"study {name!r} in {safe_url(url)}")
         _work(study, objective, trials)
-        if studies.trials_done(study) < study_spec.n_trials:
-            console.print(f"{studies.trials_done(study)} of {study_spec.n_trials} trials are done")
+        if not studies.finished_study(study, study_spec):
+            console.print(_done(study, study_spec))
             return
         path = out or Path(f"{name}.json")
         loss = _export(study, objective, path)
@@ -157,7 +150,7 @@ def search(
             found = partial(TaylorLoss.load, path)
             names = ["ce", "gce", "sce", "mae", f"mae@{loss.eta:.4g}", "gce*best", "sce*best"]
             for task in study_spec.tasks:
-                contenders = [Contender(f"found ({path.name})", found), *_baselines(names)]
+                contenders = [Contender(f"found ({path.name})", found), *contenders_by_name(names)]
                 _compare(
                     task,
                     contenders,
@@ -166,7 +159,7 @@ def search(
                     device=objective.device,
                     root=root,
                 )
-        console.print(f"database: {studies.safe_url(url)}")
+        console.print(f"database: {safe_url(url)}")
         console.print(f"loss: {path}")
 
 
@@ -182,18 +175,20 @@ def init(
         study_spec = load_spec(spec)
         name = study_name or study_spec.name
         url = storage or _default_storage(name)
-        studies.create_study(study_spec, studies.open_storage(url, create=True), name)
-        console.print(f"study {name!r} in {studies.safe_url(url)}")
+        studies.create_study(study_spec, open_storage(url, create=True), name)
+        console.print(f"study {name!r} in {safe_url(url)}")
 
 
 @app.command()
 def work(
-    storage: Annotated[str, typer.Option(help="URL of the database, as for Optuna.")],
-    study_name: Annotated[str, typer.Option(help="Name of the study.")],
+    storage: ThisStorage,
+    study_name: ThisStudy,
     spec: Annotated[
         Path | None, typer.Option(help="For a study that has no spec yet; must match otherwise.")
     ] = None,
     trials: Trials = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Trials to ask for at once.")] = 1,
+    lease: Lease = LEASE,
     root: Root = None,
     download: Download = False,
     device: Device = None,
@@ -203,10 +198,25 @@ def work(
     with clear_errors():
         set_up_process(threads)
         given = load_spec(spec) if spec else None
-        study = studies.open_study(studies.open_storage(storage), study_name, given)
+        study = studies.open_study(open_storage(storage), study_name, given, lease=lease)
         study_spec = studies.attach_spec(study, given)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
-        _work(study, objective, trials)
+        _work(study, objective, trials, candidates=candidates, lease=lease)
+
+
+@app.command()
+def status(
+    study_name: Annotated[str, typer.Argument(help="Name of the study.")],
+    storage: Storage = None,
+    lease: Lease = LEASE,
+) -> None:
+    """Show who works on a study, how far it is, and how long it will take."""
+    with clear_errors():
+        set_up_process(1)
+        study = studies.open_study(
+            open_storage(storage or _default_storage(study_name)), study_name
+        )
+        console.print(status_table(status_of(study, studies.attach_spec(study, None), lease=lease)))
 
 
 @app.command()
@@ -222,7 +232,7 @@ def export(
     with clear_errors():
         set_up_process(threads)
         url = storage or _default_storage(study_name)
-        study = studies.open_study(studies.open_storage(url), study_name)
+        study = studies.open_study(open_storage(url), study_name)
         study_spec: StudySpec = studies.attach_spec(study, None)
         objective = NoisyLabelObjective(study_spec, device=device, root=root)
         console.print(str(_export(study, objective, out)))
@@ -263,7 +273,7 @@ def evaluate(
             validation=validation,
             recipe={key: value for key, value in changes.items() if value is not None},
         )
-        contenders = _baselines(losses)
+        contenders = contenders_by_name(losses)
         for contender in contenders:
             contender.criterion(2)  # an unknown name shows before anything is trained
         results = _compare(

@@ -11,7 +11,9 @@ import torch
 
 from optuna_robustloss import NoisyLabelObjective
 from optuna_robustloss.search.spec import load_spec
-from optuna_robustloss.search.study import attach_spec, open_storage, open_study, run_trials
+from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.search.study import attach_spec, open_study
+from optuna_robustloss.search.worker import run_trials
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -41,9 +41,9 @@ class SearchProgress:
     def __init__(self, study: Study, spec: StudySpec, console: Console) -> None:
         self._study = study
         self._bar = bar(console)
-        done = trials_done(study)
+        done = trials_done(study, spec)
         self._task = self._bar.add_task("search", total=spec.n_trials, completed=done, note="")
-        self._generations = spec.generations
+        self._spec = spec
 
     def __enter__(self) -> SearchProgress:
         self._bar.start()
@@ -59,7 +59,7 @@ class SearchProgress:
         generation = 1 + int(trial.user_attrs.get("generation", 0))
         self._bar.update(
             self._task,
-            completed=trials_done(study),
-            note=f"generation {min(generation, self._generations)}/{self._generations}, "
+            completed=trials_done(study, self._spec),
+            note=f"generation {min(generation, self._spec.generations)}/{self._spec.generations}, "
             f"best so far {100 * best:.1f} %",
         )

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from optuna_robustloss.search.select import Selection
+from optuna_robustloss.search.status import Status
 from optuna_robustloss.training.compare import Result
 
 
@@ -58,4 +59,27 @@ def selection_table(selection: Selection) -> Table:
             f"{100 * finalist.mean:.1f} ± {100 * finalist.std:.1f}",
             style="bold" if won else None,
         )
+    return table
+
+
+def status_table(status: Status) -> Table:
+    """Rows of what a study's status holds."""
+    table = Table(title=f"study {status.study!r}", title_justify="left", show_header=False)
+    share = 100 * status.done / status.total
+    table.add_row("evaluations", f"{status.done} of {status.total} done ({share:.0f} %)")
+    if not status.finished:
+        table.add_row("generation", f"{status.generation + 1} of {status.generations}")
+        table.add_row(
+            f"its {status.popsize} slots",
+            f"{status.slots_done} done, {status.slots_running} running, {status.slots_stale} stale",
+        )
+        alive = [f"{w} (trial {', '.join(map(str, n))})" for w, n in status.workers.items()]
+        table.add_row("workers alive", "\n".join([str(len(alive)), *alive]))
+    counts = [f"{n} {state.lower()}" for state, n in status.states.items() if n]
+    table.add_row("trials", ", ".join(counts) or "none")
+    if status.stale:
+        table.add_row("without a sign of life", f"trials {', '.join(map(str, status.stale))}")
+    if status.per_hour is not None and not status.finished:
+        table.add_row("evaluations per hour", f"{status.per_hour:.0f}")
+        table.add_row("time left", str(status.left).partition(".")[0])
     return table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from optuna.exceptions import TrialPruned
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
+from optuna_robustloss.search.claims import slot_of
+from optuna_robustloss.search.lease import LEASE, heartbeat
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.suggest import LossParameters
 from optuna_robustloss.tasks.prepare import Task, prepare_task
@@ -31,12 +34,32 @@ def _prepared(spec: TaskSpec, seed: int, root: Path | None, download: bool) -> T
 
 
 def generation_of(trial: FrozenTrial, popsize: int) -> int:
-    """Generation of a trial, counted from 0: as the sampler noted it, else by trial number.
+    """Generation of a trial, counted from 0: as its sampler noted it, else by trial number.
 
-    Trial 0 of our studies is the start loss, before the first generation; it shares its seed.
+    With Optuna's samplers trial 0 of our studies is the start loss, before the first generation;
+    it shares its seed.
     """
+    slot = slot_of(trial)
+    if slot is not None:
+        return slot.generation
     noted = trial.system_attrs.get(OPTUNA_GENERATION)
     return int(noted) if isinstance(noted, int) else max(0, trial.number - 1) // popsize
+
+
+@contextmanager
+def _lease_of(trial: BaseTrial) -> Iterator[None]:
+    """Give signs of life while the trial is running, whoever runs it."""
+    if not isinstance(trial, Trial):
+        yield
+        return
+    beats, storage = heartbeat(LEASE), trial.study._storage
+    held = beats.holds(storage, trial._trial_id)
+    beats.hold(storage, trial._trial_id)
+    try:
+        yield
+    finally:
+        if not held:
+            beats.release(storage, trial._trial_id)
 
 
 class NoisyLabelObjective:
@@ -44,10 +67,11 @@ class NoisyLabelObjective:
 
     All candidates of a generation share noise, split, initial weights and batch order (common
     random numbers); the next generation gets fresh ones, so that no candidate is liked for its
-    luck twice. A diverged candidate scores the accuracy it has then (about chance) and carries
-    the attribute ``diverged``; one below 1.5 × chance after 7 % of its steps is stopped there
-    (``hopeless``). Reports one intermediate value per evaluation, the mean of the finished
-    networks and the running one, at the number of optimiser steps so far.
+    luck twice, and so does each round of repetitions by surplus workers. A diverged candidate
+    scores the accuracy it has then (about chance) and carries the attribute ``diverged``; one
+    below 1.5 × chance after 7 % of its steps is stopped there (``hopeless``). Reports one
+    intermediate value per evaluation, the mean of the finished networks and the running one, at
+    the number of optimiser steps so far.
 
     Use with ``study.optimize`` of a study that maximises.
 
@@ -78,14 +102,23 @@ class NoisyLabelObjective:
 
     def __call__(self, trial: BaseTrial) -> float:
         """Train with the loss that ``trial`` suggests and return its fitness in [0, 1]."""
+        with _lease_of(trial):
+            return self._fitness(trial)
+
+    def _fitness(self, trial: BaseTrial) -> float:
         if isinstance(trial, Trial):
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         parameters = self.spec.space.suggest(trial)
-        generation = 0
-        if isinstance(trial, Trial):  # its sampler notes the generation when it suggests
-            stored = trial.study.get_trials(deepcopy=False)[trial.number]
+        generation, replicate = 0, 0
+        if isinstance(trial, Trial):  # its sampler has noted the generation by now
+            stored = trial.study._storage.get_trial(trial._trial_id)
             generation = generation_of(stored, self.spec.popsize)
-        seed = derive_seed(self.spec.seed, "generation", generation)
+            slot = slot_of(stored)
+            replicate = slot.replicate if slot else 0
+            if stored.params == self.spec.space.start_point:
+                trial.set_user_attr("start", self.spec.start)
+        again = ("replicate", replicate) if replicate else ()
+        seed = derive_seed(self.spec.seed, "generation", generation, *again)
         trial.set_user_attr("generation", generation)
         scores = self.scores(parameters, seed, trial)
         for task, result in scores.items():

@@ -21,7 +21,7 @@ from optuna_robustloss.search.objective import (
     generation_of,
 )
 from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.study import attach_spec, trials_done
+from optuna_robustloss.search.study import attach_spec, read_generations, trials_done
 from optuna_robustloss.search.suggest import LossParameters
 from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training.loop import steps_per_epoch
@@ -79,11 +79,13 @@ def recombination_weights(popsize: int) -> np.ndarray:
 def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     """Mean of the CMA-ES distribution after each complete generation, in order.
 
-    With its default learning rate CMA-ES sets its mean to the weighted mean of the better half of
-    the generation, so the trials alone determine it (with several workers nearly: each tells what
-    it sees complete). Log-uniform parameters are averaged in the logarithm, in which they are
-    searched.
+    Those of the generational sampler are exact. For other samplers it is the weighted mean of the
+    better half of each generation, to which CMA-ES sets its mean with its default learning rate.
+    Log-uniform parameters are averaged in the logarithm, in which they are searched.
     """
+    generations = read_generations(study)
+    if generations is not None:
+        return generations.means
     space = spec.space.distributions
     by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -188,7 +190,9 @@ def select(
             )
         )
     selection = Selection(tuple(judged))
-    study.set_user_attr(_ATTRIBUTE, _to_json(selection, seeds) | {"trials": trials_done(study)})
+    study.set_user_attr(
+        _ATTRIBUTE, _to_json(selection, seeds) | {"trials": trials_done(study, spec)}
+    )
     return selection
 
 
@@ -214,9 +218,11 @@ def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
 def stored_selection(study: Study) -> Selection | None:
     """Return the selection stored with ``study``, if ``select`` has run after the last trial."""
     stored = study.user_attrs.get(_ATTRIBUTE)
-    if stored is None or stored.get("trials") != trials_done(study):
+    if stored is None:
         return None
     spec = attach_spec(study, None)
+    if stored.get("trials") != trials_done(study, spec):
+        return None
     return Selection(
         tuple(
             Finalist(

@@ -7,24 +7,52 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from optuna_robustloss.losses.polynomial import Variable
+from optuna_robustloss.search.storage import safe_url
 from optuna_robustloss.search.suggest import (
     DEFAULT_ETA,
     DEFAULT_HALF_WIDTH,
+    DEFAULT_SIGMA,
     Coordinates,
     NumberOrRange,
     Start,
     TaylorSpace,
 )
+from optuna_robustloss.search.taking import Surplus
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels
 from optuna_robustloss.training.score import ScoreKind
+
+SamplerName = Literal["generational", "optuna-cmaes", "tpe", "random", "gp"]
+
+
+class SourceStudy(BaseModel):
+    """An earlier study, by default in the same storage.
+
+    Variables in ``storage`` (``$NAME``, ``${NAME}``) are filled in from the environment when it is
+    opened, so that no password is in the spec, which the study stores.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str = Field(min_length=1)
+    storage: str | None = None
+
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and "$" not in value and safe_url(value) != value:
+            raise ValueError(
+                f"{safe_url(value)!r} has a password, and a spec is stored for all to read: put "
+                "the URL into an environment variable and write its name, for example $OLD_STORAGE"
+            )
+        return value
 
 
 class StudySpec(BaseModel):
@@ -59,14 +87,28 @@ class StudySpec(BaseModel):
     coordinates: Coordinates = "taylor"
     start: Start = "mae"
     half_width: float = Field(default=DEFAULT_HALF_WIDTH, gt=0, allow_inf_nan=False)
-    """Each coefficient lies within ± this of the start's; a third of it is the first σ."""
+    """Each coefficient lies within ± this of the start's."""
+    sampler: SamplerName = "generational"
+    """Ours, or one of Optuna's."""
+    sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
+    """First σ of each coefficient, for the generational sampler."""
+    surplus: Surplus = "wait"
+    """What workers do that find a generation's slots taken; see ``GenerationalCmaEsSampler``."""
+    lr_adapt: bool = False
+    separable: bool = False
+    max_retry: int = Field(default=3, ge=0)
+    """Evaluations of a candidate after its first, if its training raised an error."""
+    source_studies: tuple[SourceStudy, ...] = ()
+    """Earlier studies whose best candidates the search starts from."""
     finalists: int = Field(default=3, ge=1)
     """Top candidates that are trained again beside the mean of the last CMA means."""
     finalist_seeds: int = Field(default=3, ge=3)
     """Fresh seeds each finalist is trained with."""
     pretrained: bool = False
 
-    @field_validator("datasets", "architectures", "noise", "horizons", mode="before")
+    @field_validator(
+        "datasets", "architectures", "noise", "horizons", "source_studies", mode="before"
+    )
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else [value]
@@ -76,6 +118,11 @@ class StudySpec(BaseModel):
     def _noise_by_name(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return [NoiseSpec.parse(v) if isinstance(v, str) else v for v in items]
+
+    @field_validator("source_studies", mode="before")
+    @classmethod
+    def _source_by_name(cls, value: Any) -> Any:
+        return [{"study": v} if isinstance(v, str) else v for v in value]
 
     @field_validator("recipe")
     @classmethod
@@ -96,6 +143,10 @@ class StudySpec(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
         _ = self.space, self.tasks
+        if self.sampler != "generational":
+            for name in ("surplus", "lr_adapt", "separable", "source_studies"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is an option of sampler: generational")
         return self
 
     @property
@@ -131,8 +182,12 @@ class StudySpec(BaseModel):
 
     @property
     def n_trials(self) -> int:
-        """Trials of the study: the start loss itself, then popsize × generations."""
-        return 1 + self.popsize * self.generations
+        """Trials that count: popsize × generations.
+
+        The start loss is the first candidate of the generational sampler; for Optuna's it is one
+        trial more, before them.
+        """
+        return self.popsize * self.generations + (self.sampler != "generational")
 
     @property
     def hash(self) -> str:

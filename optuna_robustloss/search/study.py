@@ -2,106 +2,52 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.samplers import CmaEsSampler
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import MaxTrialsCallback, Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from optuna.storages import BaseStorage
+from optuna.study import Study, StudyDirection
+from optuna.trial import TrialState
 
-from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.definition import stored_definition
+from optuna_robustloss.search.generations import Generations
+from optuna_robustloss.search.lease import LEASE
+from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.search.spec import StudySpec, differences, parse_spec
 
 METRIC = "mean validation accuracy"
 _SPEC, _HASH, _VERSION = "spec", "spec_hash", "optuna_robustloss_version"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-#: Seconds between the signs of life of a running trial, and until one without them is failed.
-_HEARTBEAT, _GRACE = 30, 120
-#: Seconds a worker waits for another one's write to an SQLite file.
-_SQLITE_PATIENCE = 60
 
 
-def safe_url(storage: str) -> str:
-    """``storage`` without its password, for messages."""
-    hidden = re.sub(r"//([^/:@]*):.*@", r"//\1:***@", storage)
-    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
-
-
-def open_storage(storage: str, *, create: bool = False) -> BaseStorage:
-    """Open a database by its URL, with heartbeats so that dead workers' trials are failed.
-
-    Args:
-        storage: the URL.
-        create: make an SQLite file that is not there yet.
-
-    Raises:
-        FileNotFoundError: there is no such SQLite file, and ``create`` is off.
-        ValueError: the URL is malformed, its driver is missing, or the database does not answer.
-
-    """
-    options: dict[str, Any] = {}
-    if storage.startswith("sqlite:///"):
-        path = storage.removeprefix("sqlite:///").partition("?")[0]
-        if not create and path and not Path(path).is_file():
-            raise FileNotFoundError(
-                f"there is no database {path}: check the name and the current folder, or create a "
-                "study first"
-            )
-        options["connect_args"] = {"timeout": _SQLITE_PATIENCE}
-    try:
-        return RDBStorage(
-            storage,
-            engine_kwargs=options,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=_GRACE,
-        )
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(
-            f"{safe_url(storage)!r} is not a storage URL: use for example sqlite:///search.db or "
-            "postgresql+psycopg://user:password@host/database"
-        ) from error
-    except ImportError as error:
-        raise ValueError(
-            f"the driver for {safe_url(storage)!r} is not installed: pip install it ({error})"
-        ) from error
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ValueError(f"cannot open the storage {safe_url(storage)!r}: {reason}") from error
-
-
-def make_sampler(spec: StudySpec) -> CmaEsSampler:
-    """Optuna's CMA-ES with the spec's popsize; it starts at the centre of the space."""
-    return CmaEsSampler(seed=spec.seed, popsize=spec.popsize, warn_independent_sampling=False)
-
-
-def create_study(spec: StudySpec, storage: str | BaseStorage, study_name: str) -> Study:
+def create_study(
+    spec: StudySpec, storage: str | BaseStorage, study_name: str, *, lease: float = LEASE
+) -> Study:
     """Create a study for ``spec``, or open it if it is there, and check that they agree.
+
+    ``lease`` is the sampler's, in seconds.
 
     Raises:
         ValueError: the study belongs to another spec, or minimises; nothing is changed then.
 
     """
     study = optuna.create_study(
-        storage=storage,
-        sampler=make_sampler(spec),
-        study_name=study_name,
-        direction="maximize",
-        load_if_exists=True,
+        storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
     )
-    attach_spec(study, spec)
+    study.sampler = make_sampler(attach_spec(study, spec), study._storage, lease)
     return study
 
 
-def open_study(storage: str | BaseStorage, study_name: str, spec: StudySpec | None = None) -> Study:
+def open_study(
+    storage: str | BaseStorage,
+    study_name: str,
+    spec: StudySpec | None = None,
+    *,
+    lease: float = LEASE,
+) -> Study:
     """Open a study that ``optuna create-study`` or ``create_study`` made.
+
+    ``lease`` is the sampler's, in seconds.
 
     Raises:
         ValueError: there is no such study, it has no spec and none is given, it has another one,
@@ -116,7 +62,7 @@ def open_study(storage: str | BaseStorage, study_name: str, spec: StudySpec | No
             f"there is no study {study_name!r} in the storage; it has: "
             f"{', '.join(names) or 'none yet'}"
         ) from None
-    study.sampler = make_sampler(attach_spec(study, spec))
+    study.sampler = make_sampler(attach_spec(study, spec), study._storage, lease)
     return study
 
 
@@ -165,72 +111,43 @@ def _describe(study: Study, spec: StudySpec) -> None:
     study.set_user_attr(_HASH, spec.hash)
     study.set_user_attr(_VERSION, version("optuna-robustloss"))
     study.set_metric_names([METRIC])
-    _enqueue_start(study, spec)
+    enqueue_start(study, spec)
 
 
-def _enqueue_start(study: Study, spec: StudySpec) -> None:
-    """Make the start loss the next trial, unless it is done, running or waiting."""
+def enqueue_start(study: Study, spec: StudySpec) -> None:
+    """Make the start loss the next trial, unless it is done, running or waiting.
+
+    The generational sampler begins with it by itself.
+    """
+    if spec.sampler == "generational":
+        return
     trials = study.get_trials(deepcopy=False)
     if not any("start" in t.user_attrs and t.state != TrialState.FAIL for t in trials):
         study.enqueue_trial(spec.space.start_point, user_attrs={"start": spec.start})
 
 
-def trials_done(study: Study) -> int:
-    """Number of trials that count: complete or pruned."""
+def finished_study(study: Study, spec: StudySpec) -> bool:
+    """Whether as many trials are done as the spec asks for."""
+    return trials_done(study, spec) >= spec.n_trials
+
+
+def trials_done(study: Study, spec: StudySpec) -> int:
+    """Number of trials that count.
+
+    With the generational sampler that is the slots of generations that are filled, however many
+    trials it took; else the complete and the pruned trials.
+    """
+    if spec.sampler == "generational":
+        generations = read_generations(study)
+        return 0 if generations is None else min(generations.filled, spec.n_trials)
     return len(study.get_trials(deepcopy=False, states=_DONE))
 
 
-def fail_dead_trials(study: Study) -> int:
-    """Fail the running trials of processes of this host that no longer exist; return how many.
-
-    Trials of other hosts are left to the heartbeat.
-    """
-    failed = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
-            # Another worker that starts now may have been faster.
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            failed += 1
-    return failed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def run_trials(
-    study: Study,
-    objective: NoisyLabelObjective,
-    *,
-    n_trials: int | None = None,
-    on_trial: Callable[[Study, FrozenTrial], None] | None = None,
-) -> None:
-    """Work on ``study`` until its spec's number of trials is done, by whichever worker.
-
-    Ctrl-C marks the running trial failed and is passed on; finished trials are kept.
-
-    Args:
-        study: opened by ``create_study`` or ``open_study``.
-        objective: with the study's spec.
-        n_trials: stop after this many trials of this worker.
-        on_trial: called after each of this worker's trials.
-
-    """
-    fail_dead_trials(study)
-    _enqueue_start(study, objective.spec)  # again, if the first try was interrupted
-    total = objective.spec.n_trials
-    left = total - trials_done(study)
-    if left <= 0:
-        return
-    objective.tasks(0)  # missing data shows here, before a trial is started
-    callbacks: list[Callable[[Study, FrozenTrial], None]] = [MaxTrialsCallback(total, states=_DONE)]
-    if on_trial is not None:
-        callbacks.append(on_trial)
-    study.optimize(objective, n_trials=n_trials, callbacks=callbacks)
+def read_generations(study: Study) -> Generations | None:
+    """Replay a study of the generational sampler; None if it has not begun."""
+    definition = stored_definition(study)
+    if definition is None:
+        return None
+    generations = Generations(definition, study.direction)
+    generations.update(study.get_trials(deepcopy=False))
+    return generations

@@ -1,8 +1,7 @@
 """The search space of Taylor losses, and ``suggest_taylor_loss`` for anybody's objective.
 
-Optuna has deprecated ``x0`` and ``sigma0``, so the prior is in the bounds: each coefficient lies
-within ± 3 of a loss that is known to train, and Optuna's CMA-ES starts at the centre with a third
-of that, σ = 1.
+Each coefficient lies within ± 3 of a loss that is known to train. Our own sampler starts there with
+σ = .5; Optuna's CMA-ES, whose ``x0`` and ``sigma0`` are deprecated, with a third of the bounds.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ NumberOrRange = float | tuple[float, float]
 
 #: Half of the width of each coefficient's bounds; Optuna's CMA-ES starts with a third of it as σ.
 DEFAULT_HALF_WIDTH = 3.0
+#: First σ of each coefficient: wide enough to leave the start, narrow enough that most train.
+DEFAULT_SIGMA = 0.5
 #: Range of a suggested loss (Eq. 5). At learning rate .01, ten separates losses within hundreds
 #: of steps; one or two would need five to ten times as many.
 DEFAULT_ETA = 10.0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from optuna_robustloss.losses.named import make_loss
 from optuna_robustloss.losses.robust import ScaledLoss
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.seeds import derive_seed
@@ -33,6 +34,17 @@ class Contender:
     name: str
     criterion: Criterion
     tuned: bool = False
+
+
+def contenders_by_name(names: Sequence[str]) -> list[Contender]:
+    """Make contenders of what ``make_loss`` knows; ``*best`` behind a name tunes its scale."""
+    contenders = []
+    for name in names:
+        tuned = name.endswith("*best")
+        base = name.removesuffix("*best")
+        label = base + (", best scale" if tuned else "")
+        contenders.append(Contender(label, partial(make_loss, base), tuned))
+    return contenders
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""What a trial was given when it was asked for: a slot, and the parameters drawn for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from optuna_robustloss.search.axes import Numerical
+from optuna_robustloss.search.bulk import write_trial
+from optuna_robustloss.search.claims import Slot
+from optuna_robustloss.search.generations import Generations
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The slot, the search space if it is known, the candidate, and the thread that asked."""
+
+    slot: Slot | None
+    space: Mapping[str, Numerical]
+    drawn: Mapping[str, Any]
+    thread: int = field(default_factory=threading.get_ident)
+
+
+def draw(generations: Generations, trial: FrozenTrial, slot: Slot | None) -> Asked:
+    """Draw the candidate of a slot that ``trial`` holds in the present generation.
+
+    A repetition gets what the first evaluation has, which may have been enqueued. A trial without
+    a slot gets a draw of its own, which CMA-ES is never told.
+    """
+    space = generations.space or {}
+    if slot is None:
+        beside = generations.definition.popsize + trial.number
+        return Asked(None, space, generations.candidate(beside))
+    drawn = generations.candidate(slot.index)
+    if slot.replicate:
+        for first in generations.claims(replace(slot, replicate=0))[:1]:
+            given = first.system_attrs.get("fixed_params", {}) | first.params
+            drawn |= {n: v for n, v in given.items() if n in drawn}
+    return Asked(slot, space, drawn)
+
+
+def store(study: Study, trial: FrozenTrial, asked: Asked) -> None:
+    """Store all parameters in one transaction, so that no ``suggest`` call needs its own.
+
+    What was enqueued is left to ``suggest``.
+    """
+    fixed = trial.system_attrs.get("fixed_params", {})
+    missing = [n for n in asked.drawn if n not in fixed and n not in trial.params]
+    if not missing:
+        return
+    params = {n: asked.drawn[n] for n in missing}
+    distributions: dict[str, BaseDistribution] = {n: asked.space[n] for n in missing}
+    write_trial(study._storage, trial._trial_id, params, distributions, {})
+    trial.params = trial.params | params
+    trial.distributions = trial.distributions | distributions

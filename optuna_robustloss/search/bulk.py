@@ -1,0 +1,299 @@
+"""Many rows at once: all trials of a study in plain columns, all parameters of one in a statement.
+
+Optuna's own calls make an ORM object of each row when they read, and a transaction for each
+parameter when they write. What is here keeps to Optuna's tables and falls back to its calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+_TIMES = ("datetime_start", "datetime_complete")
+_STEPS = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
+#: The models and columns that are known here; one column more could mean anything.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "TrialModel": ("trial_id", "number", "study_id", "state", *_TIMES),
+    "TrialParamModel": ("param_id", "trial_id", "param_name", "param_value", "distribution_json"),
+    "TrialValueModel": ("trial_value_id", "trial_id", "objective", "value", "value_type"),
+    "TrialIntermediateValueModel": ("trial_intermediate_value_id", *_STEPS),
+    "TrialUserAttributeModel": ("trial_user_attribute_id", "trial_id", "key", "value_json"),
+    "TrialSystemAttributeModel": ("trial_system_attribute_id", "trial_id", "key", "value_json"),
+}
+#: Up to so many trials are named one by one in a query.
+_FEW = 500
+#: Dialects with INSERT … ON CONFLICT DO UPDATE.
+_UPSERTS: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
+
+
+@functools.cache
+def _tables() -> dict[str, sa.Table] | None:
+    """Optuna's tables by the names of their models; None if they are not as known here."""
+    tables: dict[str, sa.Table] = {}
+    for name, columns in _COLUMNS.items():
+        table = getattr(getattr(models, name, None), "__table__", None)
+        if table is None or {column.name for column in table.columns} != set(columns):
+            return None
+        tables[name] = table
+    return tables
+
+
+def _reader(time: str) -> Callable[[datetime | None], datetime | None] | None:
+    """Return how Optuna makes a trial's time of the column; None if that is not as known here.
+
+    Since 5.0 a property converts the column, which is in UTC; before, it was the column itself.
+    """
+    attribute, column = vars(models.TrialModel).get(time), f"_{time}_utc"
+    if not isinstance(attribute, property):
+        return None if attribute is None else (lambda stored: stored)
+    convert = attribute.fget
+    if convert is None or not hasattr(models.TrialModel, column):
+        return None
+    return lambda stored: convert(SimpleNamespace(**{column: stored}))
+
+
+@contextmanager
+def _transaction(storage: RDBStorage) -> Iterator[sa.Connection]:
+    """Begin a transaction whose errors are those of Optuna's storage."""
+    try:
+        with storage.engine.begin() as connection:
+            yield connection
+    except sa.exc.IntegrityError:
+        raise
+    except sa.exc.SQLAlchemyError as error:
+        raise StorageInternalError("an error in a transaction of many rows") from error
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What the tables beside ``trials`` have on one trial."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+    steps: dict[int, float] = field(default_factory=dict)
+    user: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, Any] = field(default_factory=dict)
+
+
+def read_trials(
+    storage: RDBStorage,
+    study_id: int,
+    states: Container[TrialState] | None,
+    included_trial_ids: set[int],
+    trial_id_greater_than: int,
+) -> list[FrozenTrial] | None:
+    """Return what ``RDBStorage._get_trials`` returns, several times faster.
+
+    Trials share the objects of equal distributions.
+
+    Returns:
+        The trials in the order of their ids; None if Optuna's tables are not as known here.
+
+    Raises:
+        KeyError: there is no such study.
+
+    """
+    tables, start, complete = _tables(), *(_reader(time) for time in _TIMES)
+    if tables is None or start is None or complete is None:
+        return None
+    table = tables["TrialModel"].c
+    scope = [table.study_id == study_id]
+    if states is not None:
+        if not isinstance(states, Iterable):
+            return None
+        scope.append(table.state.in_(list(states)))
+    included = {i for i in included_trial_ids if i <= trial_id_greater_than}
+    if trial_id_greater_than > -1:
+        later = table.trial_id > trial_id_greater_than
+        if len(included) > _FEW:
+            later = table.trial_id >= min(included)  # the others in between are dropped below
+        elif included:
+            later = sa.or_(later, table.trial_id.in_(included))
+        scope.append(later)
+    wanted = sa.select(*(table[name] for name in ("trial_id", "number", "state", *_TIMES)))
+    with _transaction(storage) as connection:
+        # The trials first: nothing changes in those that are finished by then.
+        trials = [
+            row
+            for row in connection.execute(wanted.where(*scope).order_by(table.trial_id)).all()
+            if row[0] > trial_id_greater_than or row[0] in included
+        ]
+        if not trials:
+            study = models.StudyModel.study_id
+            if connection.scalar(sa.select(study).where(study == study_id)) is None:
+                raise KeyError(models.NOT_FOUND_MSG)
+            return []
+        rows = {row[0]: _Rows() for row in trials}
+        _read_rows(connection, tables, scope, rows)
+    return [
+        FrozenTrial(
+            number=number,
+            state=state,
+            value=None,
+            values=[row.values[i] for i in range(len(row.values))] or None,
+            datetime_start=start(started),
+            datetime_complete=complete(completed),
+            params=row.params,
+            distributions=row.distributions,
+            user_attrs=row.user,
+            system_attrs=row.system,
+            intermediate_values=row.steps,
+            trial_id=trial_id,
+        )
+        for (trial_id, number, state, started, completed), row in zip(
+            trials, rows.values(), strict=True
+        )
+    ]
+
+
+def _read_rows(
+    connection: sa.Connection,
+    tables: Mapping[str, sa.Table],
+    scope: Sequence[sa.ColumnElement[bool]],
+    trials: Mapping[int, _Rows],
+) -> None:
+    """Fill in ``trials``; they are all in the ``scope``, which may have others."""
+
+    def select(model: str) -> Iterator[tuple[_Rows, Any]]:
+        table = tables[model]
+        key, trial_id, *columns = (table.c[name] for name in _COLUMNS[model])
+        query = sa.select(trial_id, *columns).order_by(key)
+        if len(trials) <= _FEW:
+            query = query.where(trial_id.in_(trials))
+        else:
+            query = query.join_from(table, tables["TrialModel"]).where(*scope)
+        for row in connection.execute(query).all():
+            if (trial := trials.get(row[0])) is not None:
+                yield trial, row
+
+    for trial, (_, name, stored, text) in select("TrialParamModel"):
+        trial.distributions[name] = distribution = _distribution(text)
+        trial.params[name] = distribution.to_external_repr(stored)
+    external = models.TrialValueModel.stored_repr_to_value
+    for trial, (_, objective, stored, kind) in select("TrialValueModel"):
+        trial.values[objective] = external(stored, kind)
+    reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    for trial, (_, step, stored, kind) in select("TrialIntermediateValueModel"):
+        trial.steps[step] = reported(stored, kind)
+    for trial, (_, key, text) in select("TrialUserAttributeModel"):
+        trial.user[key] = json.loads(text)
+    for trial, (_, key, text) in select("TrialSystemAttributeModel"):
+        trial.system[key] = json.loads(text)
+
+
+def write_trial(
+    storage: BaseStorage,
+    trial_id: int,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    system_attrs: Mapping[str, Any],
+) -> None:
+    """Write parameters and system attributes of a running trial, in one transaction if possible.
+
+    A database gets all or nothing, in three statements; another storage one call after another.
+    Whether the distributions agree with those of earlier trials is not checked. Attributes are
+    overwritten. A ``Trial`` object made before does not see the parameters.
+
+    Args:
+        storage: any; Optuna's cache around a database is looked through.
+        trial_id: of the trial in the storage, not its number.
+        params: as an objective sees them.
+        distributions: of all ``params``.
+        system_attrs: to be written as JSON.
+
+    Raises:
+        UpdateFinishedTrialError: the trial is finished; nothing is written.
+        KeyError: there is no such trial.
+        ValueError: the trial has one of the parameters, with another value or distribution.
+
+    """
+    internal = {name: distributions[name].to_internal_repr(value) for name, value in params.items()}
+    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
+    if not isinstance(backend, RDBStorage) or _tables() is None:
+        for name, value in internal.items():
+            storage.set_trial_param(trial_id, name, value, distributions[name])
+        for key, attr in system_attrs.items():
+            storage.set_trial_system_attr(trial_id, key, attr)
+        return
+    new = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": value,
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in internal.items()
+    ]
+    attrs = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(attr)}
+        for key, attr in system_attrs.items()
+    ]
+    write = functools.partial(_write_rows, backend, trial_id, new, attrs)
+    patiently = getattr(backend, "patiently", functools.partial.__call__)
+    patiently(write)
+
+
+def _write_rows(
+    storage: RDBStorage, trial_id: int, params: list[dict[str, Any]], attrs: list[dict[str, Any]]
+) -> None:
+    trials, stored = models.TrialModel.__table__, models.TrialParamModel.__table__
+    try:
+        with _transaction(storage) as connection:
+            state = connection.scalar(
+                sa.select(trials.c.state).where(trials.c.trial_id == trial_id)
+            )
+            if state is not None and not state.is_finished():
+                if params:
+                    connection.execute(sa.insert(stored), params)
+                if attrs:
+                    _write_attrs(connection, trial_id, attrs)
+    except sa.exc.IntegrityError:
+        # After a COMMIT whose answer was lost, the parameters are there.
+        names = _COLUMNS["TrialParamModel"][1:]
+        there = sa.select(*(stored.c[name] for name in names)).where(stored.c.trial_id == trial_id)
+        with _transaction(storage) as connection:
+            rows = [dict(row) for row in connection.execute(there).mappings()]
+        if all(row in rows for row in params):
+            return
+        taken = {row["param_name"] for row in rows} & {row["param_name"] for row in params}
+        raise ValueError(
+            f"the trial with id {trial_id} already has the parameters {', '.join(sorted(taken))}"
+        ) from None
+    if state is None:
+        raise KeyError(models.NOT_FOUND_MSG)
+    storage.check_trial_is_updatable(trial_id, state)
+
+
+def _write_attrs(connection: sa.Connection, trial_id: int, attrs: list[dict[str, Any]]) -> None:
+    """Insert or update system attributes, the way of the dialect."""
+    table = models.TrialSystemAttributeModel.__table__
+    dialect = connection.dialect.name
+    if dialect in ("mysql", "mariadb"):
+        new = mysql.insert(table)
+        connection.execute(new.on_duplicate_key_update(value_json=new.inserted.value_json), attrs)
+    elif dialect in _UPSERTS:
+        row = _UPSERTS[dialect](table)
+        unique, changed = [table.c.trial_id, table.c.key], {"value_json": row.excluded.value_json}
+        connection.execute(row.on_conflict_do_update(index_elements=unique, set_=changed), attrs)
+    else:
+        keys = [attr["key"] for attr in attrs]
+        old = sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(keys))
+        connection.execute(old)
+        connection.execute(sa.insert(table), attrs)

@@ -1,0 +1,243 @@
+"""The generations of a study, read from its trials: what is told, running, free."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_robustloss.search.axes import Numerical, numerical
+from optuna_robustloss.search.claims import Slot, failed_itself, slot_of
+from optuna_robustloss.search.definition import Definition
+from optuna_robustloss.search.evolution import Evolution
+
+#: A candidate whose workers died this often without a word is told as failed, too.
+MAX_LOST = 20
+
+_Key = tuple[int, int]
+
+
+class Generations:
+    """Replays a study: ``update`` takes its trials and tells CMA-ES every generation that is full.
+
+    The state after a generation depends on nothing but the definition of the search and the told
+    trials' parameters and values, so every process comes to the same one, bit for bit. An update
+    looks at unfinished and new trials only.
+    """
+
+    def __init__(self, definition: Definition, direction: StudyDirection) -> None:
+        self.definition = definition
+        self.number = 0
+        self.told: list[tuple[FrozenTrial, ...]] = []
+        self.means: list[dict[str, Any]] = []
+        self.running: dict[_Key, list[FrozenTrial]] = {}
+        self.evolution: Evolution | None = None
+        self.space: dict[str, Numerical] | None = definition.space
+        self._sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+        self._finished: dict[int, dict[_Key, list[FrozenTrial]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        self._unfinished: set[int] = set()
+        self._seen = 0
+        if self.space is not None:
+            self._begin(self.space)
+
+    def _begin(self, space: dict[str, Numerical]) -> None:
+        self.space = space
+        if space:
+            self.evolution = self.definition.evolution(space)
+
+    # What the trials say
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take in all trials of the study, ordered by number."""
+        running: dict[Slot, list[FrozenTrial]] = defaultdict(list)
+        for number in [*sorted(self._unfinished), *range(self._seen, len(trials))]:
+            trial = trials[number]
+            slot = slot_of(trial, self.definition.key)
+            if not trial.state.is_finished():
+                self._unfinished.add(number)
+                if slot is not None:
+                    running[slot].append(trial)
+                continue
+            self._unfinished.discard(number)
+            if slot is not None and slot.generation >= self.number:
+                self._finished[slot.generation][slot.index, slot.replicate].append(trial)
+        self._seen = len(trials)
+        while True:
+            self.running = {
+                (slot.index, slot.replicate): owners
+                for slot, owners in running.items()
+                if slot.generation == self.number
+            }
+            if not self._complete():
+                return
+            self._tell()
+
+    def claims(self, slot: Slot) -> list[FrozenTrial]:
+        """Return the trials that hold or fill a slot of the present generation."""
+        key = (slot.index, slot.replicate)
+        return [*self.running.get(key, ()), *self._filled(key)]
+
+    def _filled(self, key: _Key) -> list[FrozenTrial]:
+        done = self._finished[self.number].get(key, ())
+        return sorted((t for t in done if t.state != TrialState.FAIL), key=lambda t: t.number)
+
+    @property
+    def filled(self) -> int:
+        """Number of slots that have their value, or were given up."""
+        here = range(self.definition.popsize)
+        return self.number * self.definition.popsize + sum(
+            bool(self._filled((i, 0))) or self.given_up(i) for i in here
+        )
+
+    def given_up(self, index: int) -> bool:
+        """Whether a candidate failed too often, and is told as the worst."""
+        key = (index, 0)
+        return key not in self.running and not self._filled(key) and self.exhausted(index)
+
+    def exhausted(self, index: int) -> bool:
+        """Whether a candidate has failed so often that nobody may take it any more."""
+        done = self._finished[self.number].get((index, 0), ())
+        failed = [t for t in done if t.state == TrialState.FAIL]
+        own = sum(failed_itself(t) for t in failed)
+        return own > self.definition.max_retry or len(failed) - own >= MAX_LOST
+
+    def free(self) -> list[Slot]:
+        """Return the slots of the present generation that nobody holds or has filled."""
+        return [
+            Slot(self.number, index)
+            for index in range(self.definition.popsize)
+            if not self.claims(Slot(self.number, index)) and not self.given_up(index)
+        ]
+
+    def waits_for(self) -> list[FrozenTrial]:
+        """Return the running trials of candidates that have no value yet."""
+        return [
+            t for (_, replicate), owners in self.running.items() if not replicate for t in owners
+        ]
+
+    def replicates(self) -> Iterator[Slot]:
+        """Return the repetitions nobody holds, round by round."""
+        candidates = [i for i in range(self.definition.popsize) if not self.given_up(i)]
+        replicate = 1
+        while candidates:
+            for index in candidates:
+                slot = Slot(self.number, index, replicate)
+                if not self.claims(slot):
+                    yield slot
+            replicate += 1
+
+    # What CMA-ES hears
+
+    def _complete(self) -> bool:
+        # A repetition is under way only if some candidate had no value when it was claimed, so
+        # waiting for it cannot go on for ever, and nobody can close the generation without it.
+        if self.running:
+            return False
+        return all(self._filled((i, 0)) or self.given_up(i) for i in range(self.definition.popsize))
+
+    def _tell(self) -> None:
+        members = [self._representative(i) for i in range(self.definition.popsize)]
+        if self.space is None:
+            self._begin(_shared([t for t in members if t and t.state == TrialState.COMPLETE]))
+        if self.evolution is not None:
+            values = self._values()
+            order = sorted(
+                range(self.definition.popsize), key=lambda i: self._rank(members[i], values.get(i))
+            )
+            self.evolution.tell([self._point(i, members[i]) for i in order])
+            self.means.append(self.evolution.mean)
+        self.told.append(tuple(t for t in members if t is not None))
+        self._finished.pop(self.number, None)
+        self.number += 1
+
+    def _representative(self, index: int) -> FrozenTrial | None:
+        """Return the trial that filled a slot, else the first whose objective failed on it."""
+        key = (index, 0)
+        failed = [t for t in self._finished[self.number].get(key, ()) if failed_itself(t)]
+        return min(self._filled(key) or failed, key=lambda t: t.number, default=None)
+
+    def _rank(self, trial: FrozenTrial | None, value: float | None) -> tuple[int, float, float]:
+        """Sort key: complete by value, then pruned by how far they came, then failed."""
+        if value is not None:
+            return 0, value, 0.0
+        if trial is not None and trial.state == TrialState.PRUNED:
+            step = trial.last_step
+            if step is None:
+                return 1, math.inf, 0.0
+            last = self._sign * trial.intermediate_values[step]
+            return 1, -float(step), last if math.isfinite(last) else math.inf
+        return 2, 0.0, 0.0
+
+    def _values(self) -> dict[int, float]:
+        """Return each complete candidate's value, to be minimised; averaged over repetitions."""
+        rounds: dict[int, dict[int, float]] = defaultdict(dict)
+        for (index, replicate), trials in sorted(self._finished[self.number].items()):
+            complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+            if complete:
+                rounds[replicate][index] = self._sign * float(complete[0].value or 0.0)
+        return average(rounds)
+
+    def _point(self, index: int, trial: FrozenTrial | None) -> dict[str, Any]:
+        """Return the parameters evaluated on a slot: those of its trial, else the drawn ones."""
+        point = self.candidate(index)
+        if trial is not None:
+            point |= {n: v for n, v in trial.params.items() if n in point}
+        return point
+
+    def candidate(self, index: int) -> dict[str, Any]:
+        """Return what is drawn for a slot of the present generation; empty if no space is known."""
+        if self.evolution is None:
+            return {}
+        if index == 0 and self.number == 0 and self.definition.include_start:
+            return self.evolution.mean | dict(self.definition.x0 or {})
+        return self.evolution.candidate(index)
+
+
+def _shared(trials: Sequence[FrozenTrial]) -> dict[str, Numerical]:
+    """Return the numerical parameters that all trials have with the same distribution."""
+    if not trials:
+        return {}
+    first = numerical(trials[0].distributions)
+    return {
+        name: d
+        for name, d in sorted(first.items())
+        if all(t.distributions.get(name) == d for t in trials)
+    }
+
+
+def average(rounds: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    """Average candidates over rounds of evaluation that not all of them took part in.
+
+    All evaluations of one round share their randomness (noise, initial weights), which moves them
+    together; so value = candidate + round is fitted by least squares, and a candidate gains
+    nothing by having been repeated in an easy round.
+
+    Args:
+        rounds: by round and candidate; round 0 has every candidate that is returned.
+
+    """
+    first = rounds.get(0, {})
+    cells = [
+        (r, i, v)
+        for r, values in sorted(rounds.items())
+        for i, v in sorted(values.items())
+        if i in first
+    ]
+    if len(cells) == len(first) or not all(math.isfinite(v) for _, _, v in cells):
+        return dict(first)
+    column = {i: k for k, i in enumerate(sorted(first))}
+    later = {r: len(column) + k for k, r in enumerate(sorted({r for r, _, _ in cells} - {0}))}
+    design = np.zeros((len(cells), len(column) + len(later)))
+    for row, (r, i, _) in enumerate(cells):
+        design[row, column[i]] = 1
+        if r:
+            design[row, later[r]] = 1
+    fitted = np.linalg.lstsq(design, np.array([v for _, _, v in cells]), rcond=None)[0]
+    return {i: float(fitted[k]) for i, k in column.items()}

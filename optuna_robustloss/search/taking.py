@@ -1,0 +1,211 @@
+"""How a trial comes by a slot: it bids, gives way, waits for the generation, or repeats."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from optuna_robustloss.search.bulk import write_trial
+from optuna_robustloss.search.claims import NO_CLAIM, Slot
+from optuna_robustloss.search.generations import Generations
+from optuna_robustloss.search.lease import Heartbeat, Watch, fail, now
+
+Surplus = Literal["wait", "replicate"]
+_logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at a generation that is full: a tenth of the time waited, in between.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 5.0
+#: Seconds the lower of two trial numbers waits for the higher to give way on a slot.
+_GIVE_WAY = 1.0
+
+
+class SearchFinished(RuntimeError):
+    """All generations that the sampler was told to run are complete."""
+
+
+class GenerationTimeoutError(TimeoutError):
+    """A generation did not become complete within ``max_wait``."""
+
+
+@dataclass
+class SlotTaker:
+    """Gives the trials of one study their slots.
+
+    Args:
+        study: of which all trials are read.
+        generations: what they say.
+        heartbeat: of this process.
+        watch: over the other processes' trials.
+        surplus: see ``GenerationalCmaEsSampler``, as ``max_wait`` and ``limit``.
+        held: returns the numbers of the calling thread's unfinished trials.
+
+    """
+
+    study: Study
+    generations: Generations
+    heartbeat: Heartbeat
+    watch: Watch
+    surplus: Surplus
+    max_wait: float
+    limit: int | None
+    held: Callable[[], Iterable[int]]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    _warned: bool = False
+
+    @property
+    def _storage(self) -> BaseStorage:
+        return self.study._storage
+
+    def read(self) -> Generations:
+        """Bring ``generations`` up to date; trials of lost workers are failed on the way."""
+        with self.lock:  # reading too: an older reading must not come after a newer one
+            trials = self._storage.get_all_trials(self.study._study_id, deepcopy=False)
+            self.generations.update(trials)
+            running = [t for owners in self.generations.running.values() for t in owners]
+        if not isinstance(self._storage, InMemoryStorage):
+            self._fail_stale(running)
+        return self.generations
+
+    def _fail_stale(self, running: Iterable[FrozenTrial]) -> None:
+        for trial in running:
+            if self.heartbeat.holds(self._storage, trial._trial_id):
+                continue
+            if self.watch.stale(trial) and fail(self._storage, trial._trial_id):
+                _logger.warning(
+                    "trial %d gave no sign of life for its lease: its slot is free", trial.number
+                )
+
+    def take(self, trial: FrozenTrial) -> Slot | None:
+        """Return the slot that ``trial`` holds from now on, or None if it takes none.
+
+        An enqueued trial that its own thread would have to wait for takes none.
+
+        Raises:
+            SearchFinished: see ``GenerationalCmaEsSampler``.
+            GenerationTimeoutError: the generation did not become complete in time.
+
+        """
+        fixed = "fixed_params" in trial.system_attrs
+        favourite: int | None = trial.number % self.generations.definition.popsize
+        while True:
+            slot = self.wait(fixed=fixed, favourite=favourite)
+            if slot is None or self._bid(trial, slot):
+                return slot
+            favourite = None
+
+    def wait(self, *, fixed: bool = False, favourite: int | None = None) -> Slot | None:
+        """Wait until there is a slot to bid for, and return it; or None, see ``take``.
+
+        ``favourite`` keeps trials with neighbouring numbers out of each other's way.
+        """
+        begin = time.monotonic()
+        while True:
+            self.read()
+            with self.lock:
+                choice = self._choose(fixed, favourite)
+            if choice != "wait":
+                return choice
+            waited = time.monotonic() - begin
+            if waited > self.max_wait:
+                raise GenerationTimeoutError(self._why_it_waits())
+            pause = min(max(0.1 * waited, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            time.sleep(pause * random.uniform(0.5, 1.5))
+
+    def _choose(self, fixed: bool, favourite: int | None) -> Slot | Literal["wait"] | None:
+        now_ = self.generations
+        if self.limit is not None and now_.number >= self.limit:
+            raise SearchFinished(
+                f"study {self.study.study_name!r}: all {self.limit} generations are complete"
+            )
+        if free := now_.free():
+            if favourite is None:
+                return random.choice(free)
+            return min(free, key=lambda slot: (slot.index - favourite) % now_.definition.popsize)
+        under_way = {t.number for owners in now_.running.values() for t in owners}
+        mine = [n for n in self.held() if n in under_way]
+        if fixed:
+            return None if mine else "wait"
+        waits_for = now_.waits_for()
+        if mine and waits_for:
+            self._warn_of_batch()
+            return self._replicate()
+        if mine:
+            # Only repetitions of our own are under way, and this thread asks instead of telling.
+            for number in mine:
+                self.give_back(number)
+            return "wait"
+        if self.surplus == "replicate" and 2 * len(waits_for) >= now_.definition.popsize:
+            return self._replicate()
+        return "wait"
+
+    def _replicate(self) -> Slot | Literal["wait"]:
+        nearest: list[Slot] = []
+        for slot in self.generations.replicates():
+            if nearest and slot.replicate > nearest[0].replicate:
+                break
+            nearest.append(slot)
+        return random.choice(nearest) if nearest else "wait"
+
+    def give_back(self, trial_number: int) -> None:
+        """Take the claim of one of our own running trials back; its value will not be told."""
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+            self.study._study_id, trial_number
+        )
+        write_trial(self._storage, trial_id, {}, {}, NO_CLAIM)
+
+    def _bid(self, trial: FrozenTrial, slot: Slot) -> bool:
+        """Claim a slot; return whether it is ours."""
+        claim = slot.attribute(trial.number, self.generations.definition.key)
+        write_trial(self._storage, trial._trial_id, {}, {}, claim | now().attribute())
+        deadline = time.monotonic() + _GIVE_WAY
+        while True:
+            verdict = self._verdict(trial, slot)
+            if verdict == "ours":
+                return True
+            if verdict == "lost" or time.monotonic() > deadline:
+                write_trial(self._storage, trial._trial_id, {}, {}, NO_CLAIM)
+                return False
+            time.sleep(random.uniform(0.005, 0.03))
+
+    def _verdict(self, trial: FrozenTrial, slot: Slot) -> Literal["ours", "lost", "contested"]:
+        self.read()
+        with self.lock:
+            now_ = self.generations
+            if slot.generation != now_.number or now_.exhausted(slot.index):
+                return "lost"
+            if slot.replicate and not now_.waits_for():
+                return "lost"  # the generation may be closed by now
+            others = [t for t in now_.claims(slot) if t.number != trial.number]
+        if not others:
+            return "ours"
+        if any(t.state.is_finished() or t.number < trial.number for t in others):
+            return "lost"
+        return "contested"
+
+    def _warn_of_batch(self) -> None:
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "more than popsize=%d trials were asked for before one was told: the others "
+                "repeat candidates, and the averages are told; a greater popsize would draw more",
+                self.generations.definition.popsize,
+            )
+
+    def _why_it_waits(self) -> str:
+        now_ = self.generations
+        running = sorted(t.number for t in now_.waits_for())
+        return (
+            f"study {self.study.study_name!r}: waited {self.max_wait:.0f} s for generation "
+            f"{now_.number}: all popsize={now_.definition.popsize} slots are taken, and trials "
+            f"{running} still run. Start no more workers than popsize, raise popsize in a new "
+            "study, let surplus workers repeat candidates (surplus='replicate'), or raise max_wait"
+        )

@@ -1,0 +1,209 @@
+"""One of any number of workers: asks, trains, tells, until the study is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from optuna_robustloss.search.lease import LEASE, Watch, beat, fail, heartbeat, machine, sign_of
+from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.search.study import enqueue_start, finished_study
+from optuna_robustloss.search.taking import SearchFinished
+
+_logger = logging.getLogger(__name__)
+OnTrial = Callable[[Study, FrozenTrial], None]
+
+
+def run_trials(
+    study: Study,
+    objective: NoisyLabelObjective,
+    *,
+    n_trials: int | None = None,
+    candidates: int = 1,
+    on_trial: OnTrial | None = None,
+    lease: float = LEASE,
+) -> None:
+    """Work on ``study`` until its spec's number of trials is done, by whichever worker.
+
+    Gives signs of life for its trials, takes over those of workers that are gone, and drops a
+    result that comes after its own trial was taken over. Ctrl-C marks the running trial failed, so
+    that another worker draws it again, and is passed on; finished trials are kept.
+
+    Args:
+        study: opened by ``create_study`` or ``open_study``.
+        objective: with the study's spec.
+        n_trials: stop after this many trials of this worker.
+        candidates: trials to ask for at once, where so many are free.
+        on_trial: called after each of this worker's trials.
+        lease: seconds without a sign of life after which a trial is taken over.
+
+    """
+    worker = _Worker(study, objective, on_trial, lease)
+    worker.reap()
+    if finished_study(study, objective.spec):
+        return
+    objective.tasks(0)  # missing data shows here, before a trial is started
+    left = n_trials
+    while left is None or left > 0:
+        trials = worker.ask(candidates if left is None else min(candidates, left))
+        if not trials:
+            worker.reap_to_the_end()
+            return
+        worker.work(trials)
+        left = None if left is None else left - len(trials)
+
+
+class _Worker:
+    """What one call of ``run_trials`` keeps in mind."""
+
+    def __init__(
+        self,
+        study: Study,
+        objective: NoisyLabelObjective,
+        on_trial: OnTrial | None,
+        lease: float,
+    ) -> None:
+        self._study = study
+        self._objective = objective
+        self._on_trial = on_trial
+        self._beats = heartbeat(lease)
+        self._watch = Watch(lease)
+        self._storage: BaseStorage = study._storage
+        self._warned = False
+
+    # Others' trials
+
+    def reap(self) -> list[FrozenTrial]:
+        """Fail the running trials whose workers are gone; return those that may still be alive."""
+        if isinstance(self._storage, InMemoryStorage):
+            return []
+        doubtful = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._warn_of_other_host(trial)
+            if self._beats.holds(self._storage, trial._trial_id) or not _ours(trial):
+                continue
+            if self._watch.stale(trial):
+                if fail(self._storage, trial._trial_id):
+                    _logger.warning("trial %d: its worker is gone", trial.number)
+            else:
+                doubtful.append(trial)
+        return doubtful
+
+    def reap_to_the_end(self) -> None:
+        """Wait until every trial that is still running was seen alive, or its lease ran out."""
+        first = {t.number: sign_of(t) for t in self.reap()}
+        while any(first.get(t.number) == sign_of(t) for t in self.reap()):
+            time.sleep(min(1.0, self._watch.lease / 20))
+
+    def _warn_of_other_host(self, trial: FrozenTrial) -> None:
+        sign = sign_of(trial)
+        url = str(getattr(getattr(self._storage, "_backend", self._storage), "url", ""))
+        if self._warned or sign is None or not url.startswith("sqlite"):
+            return
+        # The first part of a machine's name is its boot; containers of one host share it.
+        if sign.machine[:13] != machine()[:13] and abs(time.time() - sign.at) < self._watch.lease:
+            self._warned = True
+            warnings.warn(
+                f"trial {trial.number} runs on another host, {trial.user_attrs.get('worker')}, and "
+                "SQLite's locks do not work between hosts: use PostgreSQL, MySQL or a journal file",
+                stacklevel=2,
+            )
+
+    # Our own
+
+    def ask(self, count: int) -> list[Trial]:
+        """Ask for up to ``count`` trials; none if the study is done."""
+        self.reap()
+        if finished_study(self._study, self._objective.spec):
+            return []
+        enqueue_start(self._study, self._objective.spec)  # again, if the first try was interrupted
+        sampler = self._study.sampler
+        trials: list[Trial] = []
+        try:
+            if isinstance(sampler, GenerationalCmaEsSampler):
+                sampler.wait(self._study)  # a worker that only waits needs no trial
+                count = max(1, min(count, len(sampler.generations(self._study).free())))
+            while len(trials) < count:
+                trials.append(self._ask())
+        except SearchFinished:
+            pass
+        except BaseException:
+            self._give_back(trials)
+            raise
+        return trials
+
+    def _ask(self) -> Trial:
+        trial = self._study.ask()
+        if not isinstance(self._storage, InMemoryStorage):
+            beat(self._storage, trial._trial_id)
+        self._beats.hold(self._storage, trial._trial_id)
+        return trial
+
+    def work(self, trials: list[Trial]) -> None:
+        """Evaluate and tell one trial after another."""
+        waiting = list(trials)
+        try:
+            while waiting:
+                self._evaluate(waiting[0])
+                waiting.pop(0)
+        except BaseException:
+            self._give_back(waiting)
+            raise
+
+    def _evaluate(self, trial: Trial) -> None:
+        value, state = None, None
+        try:
+            value = self._objective(trial)
+        except TrialPruned:
+            state = TrialState.PRUNED
+        except UpdateFinishedTrialError:
+            if self._taken_over(trial):
+                return
+            raise
+        except Exception:
+            self._tell(trial, None, TrialState.FAIL)
+            raise
+        self._tell(trial, value, state)
+
+    def _tell(self, trial: Trial, value: float | None, state: TrialState | None) -> None:
+        try:
+            self._study.tell(trial, value, state)
+        except (UpdateFinishedTrialError, ValueError):
+            if not self._taken_over(trial, value):
+                raise
+            return
+        self._beats.release(self._storage, trial._trial_id)
+        if self._on_trial is not None:
+            self._on_trial(self._study, self._storage.get_trial(trial._trial_id))
+
+    def _taken_over(self, trial: Trial, value: float | None = None) -> bool:
+        """Whether somebody else has finished a trial of ours; its result is dropped then."""
+        stored = self._storage.get_trial(trial._trial_id)
+        if not stored.state.is_finished():
+            return False
+        self._beats.release(self._storage, trial._trial_id)
+        if stored.state == TrialState.FAIL or stored.value != value:
+            _logger.warning(
+                "trial %d was taken over while this worker was away: its result is dropped",
+                trial.number,
+            )
+        return True
+
+    def _give_back(self, trials: list[Trial]) -> None:
+        """Fail trials that were not evaluated, without a mark: their slots are drawn again."""
+        for trial in trials:
+            self._beats.release(self._storage, trial._trial_id)
+            fail(self._storage, trial._trial_id)
+
+
+def _ours(trial: FrozenTrial) -> bool:
+    """Whether a trial is a worker's of ours, or of nobody who has got as far as a parameter."""
+    return sign_of(trial) is not None or not (trial.params or trial.user_attrs)
