@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from optuna_robustloss import suggest_taylor_loss
+from optuna_robustloss import GenerationalCmaEsSampler, suggest_taylor_loss
 
 images, digits = load_digits(return_X_y=True)
 x, y = torch.as_tensor(images / 16).float(), torch.as_tensor(digits)
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.CmaEsSampler(seed=0, popsize=12)
+        direction="maximize", sampler=GenerationalCmaEsSampler(popsize=12, seed=0)
     )
     study.optimize(objective, n_trials=60, show_progress_bar=False)
     print(f"best validation accuracy {100 * study.best_value:.1f} %")

@@ -84,7 +84,7 @@ def test_a_search_leaves_its_database_and_its_loss_and_compares_them(spec):
     assert sorted(p.name for p in Path().iterdir()) == ["small.db", "small.json", "small.yaml"]
     loss = TaylorLoss.load("small.json")
     assert loss.provenance["study"] == "small"
-    assert loss.provenance["trials"] == 5
+    assert loss.provenance["trials"] == 4
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     comparison = rows[-8:]
     assert comparison[:6] == ["found (small.json)", "ce", "gce", "sce", "mae", "mae@10"]
@@ -98,19 +98,27 @@ def test_a_search_leaves_its_database_and_its_loss_and_compares_them(spec):
     assert printed.splitlines()[-2:] == ["database: sqlite:///small.db", "loss: small.json"]
 
     again = run("search", spec, "--seeds", "0")
-    assert len(trials("sqlite:///small.db")) == 5
+    assert len(trials("sqlite:///small.db")) == 4
     assert "finalists" not in again  # nor is the second round run again
     assert TaylorLoss.load("small.json").theta == loss.theta
 
 
 def test_a_search_in_parts_goes_on_where_it_stopped(spec):
-    for done in (2, 4):
-        printed = run("search", spec, "--trials", "2", "--study-name", "parts")
-        assert printed.splitlines()[-1] == f"{done} of 5 trials are done"
+    for done in (1, 3):
+        printed = run("search", spec, "--trials", min(done, 2), "--study-name", "parts")
+        assert printed.splitlines()[-1] == f"{done} of 4 trials are done"
         assert not Path("parts.json").exists()
     run("search", spec, "--study-name", "parts", "--seeds", "0", "--out", "elsewhere.json")
-    assert len(trials("sqlite:///parts.db", "parts")) == 5
+    assert len(trials("sqlite:///parts.db", "parts")) == 4
     assert TaylorLoss.load("elsewhere.json").provenance["study"] == "parts"
+
+
+def test_a_search_with_another_sampler_has_the_start_loss_in_front():
+    Path("random.yaml").write_text(yaml.safe_dump(SPEC | {"sampler": "random"}))
+    run("search", "random.yaml", "--seeds", "0")
+    assert [t.state.name for t in trials("sqlite:///small.db")] == ["COMPLETE"] * 5
+    assert trials("sqlite:///small.db")[0].user_attrs["start"] == "mae"
+    assert TaylorLoss.load("small.json").provenance["spec"]["sampler"] == "random"
 
 
 # --- init, work, export ---
@@ -119,13 +127,13 @@ def test_a_search_in_parts_goes_on_where_it_stopped(spec):
 def test_workers_share_a_study_until_it_is_done(spec, database):
     printed = run("init", spec, "--storage", database, "--study-name", "shared")
     assert "study 'shared' in sqlite:///" in printed
-    assert [t.state.name for t in trials(database, "shared")] == ["WAITING"]
+    assert trials(database, "shared") == []
     worker = ["work", "--storage", database, "--study-name", "shared"]
-    run(*worker, "--trials", "2")
-    assert len(trials(database, "shared")) == 2
+    run(*worker, "--trials", "3", "--candidates", "2", "--lease", "60")
+    assert len(trials(database, "shared")) == 3
     run(*worker)
     run(*worker)  # finds nothing left to do
-    assert [t.state.name for t in trials(database, "shared")] == ["COMPLETE"] * 5
+    assert [t.state.name for t in trials(database, "shared")] == ["COMPLETE"] * 4
     printed = run("export", "shared", "mine.json", "--storage", database)
     assert "loss: mine.json" in printed
     assert "Finalists on 3 fresh seeds" in printed
@@ -220,8 +228,12 @@ def test_a_wrong_spec_is_refused_before_a_database_is_made(changes, parts):
         (["search", "small.yaml", "--device", "gpu9"], "device 'gpu9' cannot be used"),
         (["search", "small.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["search", "small.yaml", "--threads", "0"], "Invalid value for '--threads'"),
+        (["search", "small.yaml", "--candidates", "2"], "No such option"),
         (["work", "--storage", "sqlite:///small.db"], "Missing option '--study-name'"),
         (["work", "--storage", "sqlite:///s.db", "--study-name", "a"], "there is no database s.db"),
+        (["status", "small"], "there is no database small.db"),
+        (["status", "small", "--lease", "0"], "Invalid value for '--lease'"),
+        (["work", "--study-name", "a", "--candidates", "0"], "Invalid value for '--candidates'"),
         (["export", "small", "."], "'.' is not a file in an existing folder"),
         (["export", "small", "small.json"], "there is no database small.db"),
         (["evaluate", "gec", *TASK], "unknown loss 'gec', did you mean 'gce'?"),
@@ -253,7 +265,7 @@ def test_another_spec_of_the_same_name_is_refused(spec):
     assert "'small' belongs to another spec (study / given): seed: 0 / 1" in refused(
         "search", "other.yaml"
     )
-    assert len(trials("sqlite:///small.db")) == 1
+    assert trials("sqlite:///small.db") == []
 
 
 def test_errors_keep_their_traceback_for_debugging(monkeypatch):
@@ -264,5 +276,5 @@ def test_errors_keep_their_traceback_for_debugging(monkeypatch):
 
 def test_without_a_command_the_help_is_shown():
     result = CliRunner().invoke(app, [])
-    for command in ("search", "init", "work", "export", "evaluate"):
+    for command in ("search", "init", "work", "status", "export", "evaluate"):
         assert command in result.output

@@ -80,6 +80,7 @@ def status_table(status: Status) -> Table:
     if status.stale:
         table.add_row("without a sign of life", f"trials {', '.join(map(str, status.stale))}")
     if status.per_hour is not None and not status.finished:
-        table.add_row("evaluations per hour", f"{status.per_hour:.0f}")
+        digits = ".0f" if status.per_hour >= 10 else ".2g"
+        table.add_row("evaluations per hour", f"{status.per_hour:{digits}}")
         table.add_row("time left", str(status.left).partition(".")[0])
     return table

@@ -19,11 +19,15 @@ from optuna_robustloss.search.generations import Generations
 
 @dataclass(frozen=True)
 class Asked:
-    """The slot, the search space if it is known, the candidate, and the thread that asked."""
+    """The slot, the search space if it is known, what was drawn, and the thread that asked.
+
+    ``over`` says that the last generation was complete, and there is nothing to evaluate.
+    """
 
     slot: Slot | None
-    space: Mapping[str, Numerical]
+    space: Mapping[str, Numerical] | None
     drawn: Mapping[str, Any]
+    over: bool = False
     thread: int = field(default_factory=threading.get_ident)
 
 
@@ -33,15 +37,14 @@ def draw(generations: Generations, trial: FrozenTrial, slot: Slot | None) -> Ask
     A repetition gets what the first evaluation has, which may have been enqueued. A trial without
     a slot gets a draw of its own, which CMA-ES is never told.
     """
-    space = generations.space or {}
+    space = generations.space
     if slot is None:
         beside = generations.definition.popsize + trial.number
         return Asked(None, space, generations.candidate(beside))
     drawn = generations.candidate(slot.index)
     if slot.replicate:
         for first in generations.claims(replace(slot, replicate=0))[:1]:
-            given = first.system_attrs.get("fixed_params", {}) | first.params
-            drawn |= {n: v for n, v in given.items() if n in drawn}
+            drawn |= first.system_attrs.get("fixed_params", {}) | first.params
     return Asked(slot, space, drawn)
 
 
@@ -51,11 +54,12 @@ def store(study: Study, trial: FrozenTrial, asked: Asked) -> None:
     What was enqueued is left to ``suggest``.
     """
     fixed = trial.system_attrs.get("fixed_params", {})
-    missing = [n for n in asked.drawn if n not in fixed and n not in trial.params]
-    if not missing:
+    distributions: dict[str, BaseDistribution] = {
+        n: d for n, d in (asked.space or {}).items() if n not in fixed and n not in trial.params
+    }
+    if not distributions:
         return
-    params = {n: asked.drawn[n] for n in missing}
-    distributions: dict[str, BaseDistribution] = {n: asked.space[n] for n in missing}
+    params = {n: asked.drawn[n] for n in distributions}
     write_trial(study._storage, trial._trial_id, params, distributions, {})
     trial.params = trial.params | params
     trial.distributions = trial.distributions | distributions

@@ -12,6 +12,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.study import Study
 
 from optuna_robustloss.search.axes import Axis, Numerical, Widths, axes_of, numerical
+from optuna_robustloss.search.claims import Slot
 from optuna_robustloss.search.evolution import Evolution, StartDistribution, first_draw
 from optuna_robustloss.search.warm_start import Sources, estimate_start
 from optuna_robustloss.tasks.seeds import derive_seed
@@ -47,6 +48,10 @@ class Definition:
             raise ValueError(f"max_retry must not be negative, got {self.max_retry}")
         if self.lr_adapt and self.separable:
             raise ValueError("lr_adapt needs a full covariance: leave out separable")
+        for option, named in (("x0", self.x0), ("sigma0", self.sigma0)):
+            unknown = set(named) - set(self.space or named) if isinstance(named, Mapping) else ()
+            if unknown:
+                raise ValueError(f"{option} names {sorted(unknown)}, which search_space does not")
 
     @property
     def key(self) -> str:
@@ -70,12 +75,21 @@ class Definition:
             separable=self.separable and len(space) > 1,
         )
 
-    def draw(self, slot: int, name: str, distribution: Numerical) -> float | int:
-        """Draw one parameter of generation 0 before the search space is known."""
+    def draw(self, slot: Slot, name: str, distribution: Numerical) -> float | int:
+        """Draw one parameter of the first generation, before the search space is known."""
         axis = self.axes({name: distribution})[name]
-        if slot == 0 and self.include_start:
-            return (self.x0 or {}).get(name, axis.external(0.0))
-        return first_draw(self.seed, slot, name, axis)
+        if self.include_start and (slot.generation, slot.index) == (0, 0):
+            return self._start(name, axis, axis.external(0.0))
+        return first_draw(self.seed, slot.generation, slot.index, name, axis)
+
+    def centre(self, evolution: Evolution) -> dict[str, float | int]:
+        """Return the start itself, as a candidate."""
+        mean = evolution.mean
+        return {n: self._start(n, axis, mean[n]) for n, axis in evolution.axes.items()}
+
+    def _start(self, name: str, axis: Axis, mean: float | int) -> float | int:
+        """Return ``x0`` as it was given, not through logarithms; but on the parameter's grid."""
+        return mean if axis.distribution.step is not None else (self.x0 or {}).get(name, mean)
 
     def to_json(self) -> str:
         """Return the definition as JSON with sorted keys."""
@@ -153,12 +167,14 @@ def agree(study: Study, options: Definition, seed: int | None, sources: Sources)
             options = replace(options, space=space, start=start)
         study._storage.set_study_system_attr(study._study_id, _ATTRIBUTE, options.to_json())
         return options
+    if bool(sources) != (stored.start is not None):
+        had = "without" if sources else "with"
+        raise ValueError(
+            f"study {study.study_name!r} was begun {had} source_studies: give the same, or use "
+            "another study"
+        )
     if sources:
         options = replace(options, space=stored.space)
-    elif stored.start is not None:
-        raise ValueError(
-            f"study {study.study_name!r} was begun with source_studies: give the same ones"
-        )
     different = options.differences(stored)
     if different:
         raise ValueError(

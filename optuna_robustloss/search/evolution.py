@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,13 @@ def _rng_seed(seed: int, *path: int | str) -> int:
     return derive_seed(seed, "candidate", *path) % 2**32
 
 
-def first_draw(seed: int, slot: int, name: str, axis: Axis) -> float | int:
-    """Draw one parameter of a candidate of generation 0.
+def first_draw(seed: int, generation: int, slot: int, name: str, axis: Axis) -> float | int:
+    """Draw one parameter of a candidate before CMA-ES was told anything.
 
     CMA-ES starts with independent coordinates, so each can be drawn on its own, before the other
     parameters' names are known.
     """
-    rng = np.random.RandomState(_rng_seed(seed, 0, slot, name))
+    rng = np.random.RandomState(_rng_seed(seed, generation, slot, name))
     return axis.external(truncated_normal(rng, *axis.bounds))
 
 
@@ -94,7 +95,7 @@ class Evolution:
     def candidate(self, slot: int) -> dict[str, float | int]:
         """Return the candidate of a slot of the present generation: always the same one."""
         if self.generation == 0 and not self._warm:
-            return {n: first_draw(self.seed, slot, n, axis) for n, axis in self.axes.items()}
+            return {n: first_draw(self.seed, 0, slot, n, axis) for n, axis in self.axes.items()}
         self._cma.reseed_rng(_rng_seed(self.seed, self.generation, slot))
         return self._external(self._cma.ask())
 
@@ -113,9 +114,14 @@ class Evolution:
         self.generation += 1
         if self.converged:
             return
-        # CMA-ES uses the order of the values only, so their ranks do.
-        self._cma.tell([(self._internal(p), float(rank)) for rank, p in enumerate(points)])
-        self.converged = self._cma.should_stop()
+        before = copy.deepcopy(self._cma)
+        with np.errstate(all="ignore"):
+            # CMA-ES uses the order of the values only, so their ranks do.
+            self._cma.tell([(self._internal(p), float(rank)) for rank, p in enumerate(points)])
+            finite = all(np.isfinite(np.frombuffer(part)).all() for part in self.state)
+            self.converged = not finite or self._cma.should_stop()
+        if not finite:  # all candidates were the same point
+            self._cma = before
 
     def _internal(self, point: Mapping[str, Any]) -> np.ndarray:
         return np.array([axis.internal(point[name]) for name, axis in self.axes.items()])

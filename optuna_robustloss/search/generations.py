@@ -34,6 +34,8 @@ class Generations:
         self.definition = definition
         self.number = 0
         self.told: list[tuple[FrozenTrial, ...]] = []
+        #: What CMA-ES was told of complete candidates, by the number of their first trial.
+        self.averages: dict[int, float] = {}
         self.means: list[dict[str, Any]] = []
         self.running: dict[_Key, list[FrozenTrial]] = {}
         self.evolution: Evolution | None = None
@@ -60,6 +62,8 @@ class Generations:
         for number in [*sorted(self._unfinished), *range(self._seen, len(trials))]:
             trial = trials[number]
             slot = slot_of(trial, self.definition.key)
+            if slot is not None and slot.index >= self.definition.popsize:
+                slot = None  # nobody's: there is no such slot
             if not trial.state.is_finished():
                 self._unfinished.add(number)
                 if slot is not None:
@@ -104,9 +108,13 @@ class Generations:
     def exhausted(self, index: int) -> bool:
         """Whether a candidate has failed so often that nobody may take it any more."""
         done = self._finished[self.number].get((index, 0), ())
-        failed = [t for t in done if t.state == TrialState.FAIL]
-        own = sum(failed_itself(t) for t in failed)
-        return own > self.definition.max_retry or len(failed) - own >= MAX_LOST
+        own = self.failures(index)
+        lost = sum(t.state == TrialState.FAIL for t in done) - own
+        return own > self.definition.max_retry or lost >= MAX_LOST
+
+    def failures(self, index: int) -> int:
+        """How often the objective has failed on a candidate."""
+        return sum(failed_itself(t) for t in self._finished[self.number].get((index, 0), ()))
 
     def free(self) -> list[Slot]:
         """Return the slots of the present generation that nobody holds or has filled."""
@@ -145,15 +153,21 @@ class Generations:
     def _tell(self) -> None:
         members = [self._representative(i) for i in range(self.definition.popsize)]
         if self.space is None:
-            self._begin(_shared([t for t in members if t and t.state == TrialState.COMPLETE]))
+            complete = [t for t in members if t is not None and t.state == TrialState.COMPLETE]
+            shown = complete or [t for t in members if t is not None and t.distributions]
+            if shown:
+                self._begin(_shared(shown))
+        values = self._values()
         if self.evolution is not None:
-            values = self._values()
             order = sorted(
                 range(self.definition.popsize), key=lambda i: self._rank(members[i], values.get(i))
             )
             self.evolution.tell([self._point(i, members[i]) for i in order])
             self.means.append(self.evolution.mean)
         self.told.append(tuple(t for t in members if t is not None))
+        for index, value in values.items():
+            if (trial := members[index]) is not None:
+                self.averages[trial.number] = self._sign * value
         self._finished.pop(self.number, None)
         self.number += 1
 
@@ -196,14 +210,12 @@ class Generations:
         if self.evolution is None:
             return {}
         if index == 0 and self.number == 0 and self.definition.include_start:
-            return self.evolution.mean | dict(self.definition.x0 or {})
+            return self.definition.centre(self.evolution)
         return self.evolution.candidate(index)
 
 
 def _shared(trials: Sequence[FrozenTrial]) -> dict[str, Numerical]:
     """Return the numerical parameters that all trials have with the same distribution."""
-    if not trials:
-        return {}
     first = numerical(trials[0].distributions)
     return {
         name: d

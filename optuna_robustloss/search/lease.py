@@ -84,6 +84,7 @@ class Heartbeat:
         self._interval = interval
         self._held: dict[tuple[int, int], tuple[BaseStorage, int]] = {}
         self._lock = threading.Lock()
+        self._pause = threading.Event()  # never set
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
@@ -111,7 +112,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            time.sleep(self._interval)
+            self._pause.wait(self._interval)
             with self._lock:
                 held = list(self._held.values())
             for storage, trial_id in held:
@@ -121,10 +122,6 @@ class Heartbeat:
                     self.release(storage, trial_id)
                 except Exception as error:  # the thread must outlive any trouble of a database
                     _logger.warning("no sign of life this time: %s", type(error).__name__)
-            if held:
-                # A thread of its own must not keep a connection of the pool between two beats.
-                for storage in {id(s): s for s, _ in held}.values():
-                    storage.remove_session()
 
 
 def beat(storage: BaseStorage, trial_id: int) -> None:

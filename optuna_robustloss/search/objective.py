@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from optuna.exceptions import TrialPruned
+from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_robustloss.search.claims import slot_of
-from optuna_robustloss.search.lease import LEASE, heartbeat
+from optuna_robustloss.search.lease import LEASE, beat, heartbeat
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.suggest import LossParameters
 from optuna_robustloss.tasks.prepare import Task, prepare_task
@@ -54,6 +55,8 @@ def _lease_of(trial: BaseTrial) -> Iterator[None]:
         return
     beats, storage = heartbeat(LEASE), trial.study._storage
     held = beats.holds(storage, trial._trial_id)
+    if not held and not isinstance(storage, InMemoryStorage):
+        beat(storage, trial._trial_id)
     beats.hold(storage, trial._trial_id)
     try:
         yield

@@ -42,6 +42,16 @@ def safe_url(storage: str) -> str:
     return _QUERY.sub(rf"\1{HIDDEN}", shown)
 
 
+def has_password(storage: str) -> bool:
+    """Whether a URL has a password in it, or a part of one; ``$NAME`` and ``${NAME}`` are none.
+
+    >>> has_password("mysql://me:secret@host/db"), has_password("mysql://me:$SECRET@host/db")
+    (True, False)
+    """
+    rest = re.sub(r"\$(\w+|\{\w+\})", "", storage)
+    return bool(_split(rest)[1]) or any(match[2] for match in _QUERY.finditer(rest))
+
+
 def scrub(text: str, storage: str) -> str:
     """``text`` without the password that is in the URL ``storage``, however it is written.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -19,9 +19,11 @@ from optuna_robustloss.search.claims import FAILED, Slot, slot_of
 from optuna_robustloss.search.definition import Definition, agree
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import LEASE, Watch, fail, heartbeat
-from optuna_robustloss.search.taking import SlotTaker, Surplus
+from optuna_robustloss.search.taking import SearchFinished, SlotTaker, Surplus
 from optuna_robustloss.search.warm_start import Sources
 from optuna_robustloss.tasks.seeds import derive_seed
+
+_Key = tuple[int, ...]
 
 
 class GenerationalCmaEsSampler(BaseSampler):
@@ -132,8 +134,8 @@ class GenerationalCmaEsSampler(BaseSampler):
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
-        self._takers: dict[tuple[int, str], SlotTaker] = {}
-        self._asked: dict[tuple[str, int], Asked] = {}
+        self._takers: dict[_Key, SlotTaker] = {}
+        self._asked: dict[_Key, Asked] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
@@ -167,24 +169,21 @@ class GenerationalCmaEsSampler(BaseSampler):
 
     def slot(self, study: Study, trial_number: int) -> Slot | None:
         """Return the slot of a running trial that this sampler object was asked for."""
-        asked = self._asked.get((study.study_name, trial_number))
+        asked = self._asked.get(_key(study, trial_number))
         return asked.slot if asked else None
 
     # What Optuna calls
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Give the trial its slot; wait for one if the generation is full."""
-        self._raise_error_if_multi_objective(study)
         storage, trial_id = study._storage, trial._trial_id
         beats = heartbeat(self._lease)
         beats.hold(storage, trial_id)
         try:
-            taker = self._taker(study)
-            slot = slot_of(trial, taker.generations.definition.key) or taker.take(trial)
-            with taker.lock:
-                asked = draw(taker.generations, trial, slot)
-            self._asked[study.study_name, trial.number] = asked
-            if self._options.space is not None:
+            self._raise_error_if_multi_objective(study)
+            asked = self._take(study, trial)
+            self._asked[_key(study, trial.number)] = asked
+            if self._options.space is not None and not asked.over:
                 store(study, trial, asked)
         except BaseException:
             beats.release(storage, trial_id)
@@ -195,14 +194,17 @@ class GenerationalCmaEsSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the numerical parameters, if they are known."""
-        asked = self._asked.get((study.study_name, trial.number))
-        return dict(asked.space) if asked else {}
+        asked = self._asked.get(_key(study, trial.number))
+        if asked and asked.over:
+            raise TrialPruned("all generations are complete")
+        return dict(asked.space or {}) if asked else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the candidate of the trial's slot."""
-        asked = self._asked.get((study.study_name, trial.number))
+        self._raise_error_if_multi_objective(study)
+        asked = self._asked.get(_key(study, trial.number))
         return {n: asked.drawn[n] for n in search_space} if asked else {}
 
     def sample_independent(
@@ -213,13 +215,16 @@ class GenerationalCmaEsSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Draw one parameter that CMA-ES does not search, or not yet."""
-        taker = self._takers.get((id(study._storage), study.study_name)) or self._taker(study)
+        self._raise_error_if_multi_objective(study)
+        taker = self._takers.get(_key(study)) or self._taker(study)
         definition = taker.generations.definition
-        asked = self._asked.get((study.study_name, trial.number))
+        asked = self._asked.get(_key(study, trial.number))
         slot = asked.slot if asked else None
-        if slot and slot.generation == 0 and definition.space is None:
+        if asked and param_name in asked.drawn and _fits(param_distribution, asked, param_name):
+            return asked.drawn[param_name]
+        if asked and slot and asked.space is None:
             for name, distribution in numerical({param_name: param_distribution}).items():
-                return definition.draw(slot.index, name, distribution)
+                return definition.draw(slot, name, distribution)
         of = (slot.generation, slot.index) if slot else (trial.number,)
         seed = derive_seed(definition.seed, "independent", *of, param_name) % 2**32
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
@@ -234,19 +239,19 @@ class GenerationalCmaEsSampler(BaseSampler):
         """Note a failed objective, and let the trial go."""
         storage, trial_id = study._storage, trial._trial_id
         heartbeat(self._lease).release(storage, trial_id)
-        asked = self._asked.pop((study.study_name, trial.number), None)
+        asked = self._asked.pop(_key(study, trial.number), None)
         try:
             if state == TrialState.FAIL:
                 write_trial(storage, trial_id, {}, {}, FAILED)
         except UpdateFinishedTrialError:
             return  # it was taken over
-        if asked and asked.slot and self._is_last(study, trial, asked.slot):
+        if asked and asked.slot and self._is_last(study, trial, asked.slot, state):
             study.stop()
 
     # What it is made of
 
     def _taker(self, study: Study) -> SlotTaker:
-        key = (id(study._storage), study.study_name)
+        key = _key(study)
         with self._lock:
             taker = self._takers.get(key)
             if taker is None or taker.generations.number == 0:
@@ -261,25 +266,57 @@ class GenerationalCmaEsSampler(BaseSampler):
                         surplus=self._surplus,
                         max_wait=self._max_wait,
                         limit=self._limit,
-                        held=lambda: self._held(study.study_name),
+                        held=lambda: self._held(key),
                     )
                     self._takers[key] = taker
             return taker
 
-    def _held(self, study_name: str) -> list[int]:
+    def _held(self, study: _Key) -> list[int]:
         """Numbers of the unfinished trials that the calling thread has asked for."""
         me = threading.get_ident()
-        return [n for (s, n), a in list(self._asked.items()) if s == study_name and a.thread == me]
+        asked = list(self._asked.items())
+        return [key[-1] for key, a in asked if key[:-1] == study and a.thread == me]
 
-    def _is_last(self, study: Study, trial: FrozenTrial, slot: Slot) -> bool:
+    def _take(self, study: Study, trial: FrozenTrial) -> Asked:
+        taker = self._taker(study)
+        slot = slot_of(trial, taker.generations.definition.key)
+        if slot is not None:
+            taker.read()  # the trial was asked for before, perhaps elsewhere
+        else:
+            try:
+                slot = taker.take(trial)
+            except SearchFinished:
+                if not study._thread_local.in_optimize_loop:
+                    raise
+                study.stop()
+                return Asked(None, None, {}, over=True)
+        with taker.lock:
+            return draw(taker.generations, trial, slot)
+
+    def _is_last(self, study: Study, trial: FrozenTrial, slot: Slot, state: TrialState) -> bool:
         """Whether ``study.optimize`` ends with this trial, because the last generation does."""
         if self._limit is None or not study._thread_local.in_optimize_loop:
             return False
         left = self.generations(study)
-        if left.number < self._limit - 1:
+        if left.number != self._limit - 1:
+            return left.number >= self._limit
+        if state == TrialState.FAIL and left.failures(slot.index) < left.definition.max_retry:
             return False
         running = {t.number for owners in left.running.values() for t in owners}
-        return left.number >= self._limit or (running == {trial.number} and not left.free())
+        return running == {trial.number} and not left.free()
+
+
+def _key(study: Study, *trial_number: int) -> _Key:
+    """Tell studies apart, also those of one name in two storages."""
+    return id(study._storage), study._study_id, *trial_number
+
+
+def _fits(distribution: BaseDistribution, asked: Asked, name: str) -> bool:
+    """Whether what was drawn is within the range that the objective asks for."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(asked.drawn[name]))
+    except (TypeError, ValueError):
+        return False
 
 
 def _plain(widths: Widths | None) -> Widths | None:

@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.losses import TaylorLoss
+from optuna_robustloss.search.claims import slot_of
 from optuna_robustloss.search.objective import (
     OPTUNA_GENERATION,
     NoisyLabelObjective,
@@ -83,9 +84,11 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     better half of each generation, to which CMA-ES sets its mean with its default learning rate.
     Log-uniform parameters are averaged in the logarithm, in which they are searched.
     """
-    generations = read_generations(study)
-    if generations is not None:
-        return generations.means
+    if spec.sampler == "generational":
+        generations = read_generations(study)
+        return generations.means if generations is not None else []
+    if spec.sampler != "optuna-cmaes":
+        return []
     space = spec.space.distributions
     by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -124,11 +127,8 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
         ValueError: no trial is complete yet.
 
     """
-    complete = [
-        t
-        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "start" not in t.user_attrs
-    ]
+    fitness = _fitness(study, spec)
+    complete = [t for t in study.get_trials(deepcopy=False) if t.number in fitness]
     if not complete:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
     found: dict[str, dict[str, float]] = {}
@@ -136,7 +136,7 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
     if last:
         even = np.full(len(last), 1 / len(last))
         found[f"mean of the last {len(last)} CMA means"] = _weighted_mean(last, even, spec)
-    best = sorted(complete, key=lambda t: -(t.value or 0.0))[: spec.finalists]
+    best = sorted(complete, key=lambda t: -fitness[t.number])[: spec.finalists]
     found |= {f"trial {t.number}": dict(t.params) for t in best}
     finalists = [Finalist(n, p, spec.space.at(p)) for n, p in found.items()]
     # The control has the range and the cross-entropy weight of the first candidate.
@@ -146,6 +146,18 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
         Finalist(f"start ({spec.start}) at the same η", start, spec.space.at(start), control=True)
     )
     return finalists
+
+
+def _fitness(study: Study, spec: StudySpec) -> dict[int, float]:
+    """Return the fitness of every candidate by trial number; the average of those repeated."""
+    complete = {
+        t.number: float(t.value or 0.0)
+        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if "start" not in t.user_attrs and not getattr(slot_of(t), "replicate", 0)
+    }
+    generations = read_generations(study) if spec.sampler == "generational" else None
+    told = generations.averages if generations is not None else {}
+    return {number: told.get(number, value) for number, value in complete.items()}
 
 
 def _space(spec: StudySpec) -> list[tuple[str, optuna.distributions.FloatDistribution]]:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from optuna_robustloss.losses.polynomial import Variable
-from optuna_robustloss.search.storage import safe_url
+from optuna_robustloss.search.passwords import has_password, safe_url
 from optuna_robustloss.search.suggest import (
     DEFAULT_ETA,
     DEFAULT_HALF_WIDTH,
@@ -47,7 +47,7 @@ class SourceStudy(BaseModel):
     @field_validator("storage")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
-        if value is not None and "$" not in value and safe_url(value) != value:
+        if value is not None and has_password(value):
             raise ValueError(
                 f"{safe_url(value)!r} has a password, and a spec is stored for all to read: put "
                 "the URL into an environment variable and write its name, for example $OLD_STORAGE"
@@ -106,9 +106,7 @@ class StudySpec(BaseModel):
     """Fresh seeds each finalist is trained with."""
     pretrained: bool = False
 
-    @field_validator(
-        "datasets", "architectures", "noise", "horizons", "source_studies", mode="before"
-    )
+    @field_validator("datasets", "architectures", "noise", "horizons", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else [value]
@@ -122,7 +120,8 @@ class StudySpec(BaseModel):
     @field_validator("source_studies", mode="before")
     @classmethod
     def _source_by_name(cls, value: Any) -> Any:
-        return [{"study": v} if isinstance(v, str) else v for v in value]
+        items = value if isinstance(value, list | tuple) else [value]
+        return [{"study": v} if isinstance(v, str) else v for v in items]
 
     @field_validator("recipe")
     @classmethod
@@ -143,10 +142,17 @@ class StudySpec(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
         _ = self.space, self.tasks
-        if self.sampler != "generational":
-            for name in ("surplus", "lr_adapt", "separable", "source_studies"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is an option of sampler: generational")
+        ours = ("sigma0", "surplus", "lr_adapt", "separable", "max_retry", "source_studies")
+        chosen = [n for n in ours if getattr(self, n) != type(self).model_fields[n].default]
+        if self.sampler != "generational" and chosen:
+            raise ValueError(f"{chosen[0]} is an option of sampler: generational")
+        for one, other in (
+            ("lr_adapt", "separable"),
+            ("source_studies", "separable"),
+            ("source_studies", "sigma0"),
+        ):
+            if one in chosen and other in chosen:
+                raise ValueError(f"{one} and {other} exclude each other: leave out one")
         return self
 
     @property
@@ -231,7 +237,8 @@ def explain(error: ValidationError) -> str:
             hint = f"; known keys: {known}" if len(item["loc"]) == 1 else ""
             lines.append(f"unknown key '{where}'{hint}")
         else:
-            given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+            secret = item["loc"][:1] == ("source_studies",)  # may be a URL with a password
+            given = "" if secret or item["type"] == "missing" else f" (got {item['input']!r})"
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}{given}" if where else message)
     return "; ".join(lines)

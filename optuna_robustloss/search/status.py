@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import LEASE, sign_of
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.study import read_generations, trials_done
+from optuna_robustloss.search.study import replay, trials_done
 
 #: Evaluations per hour are counted over so many last ones.
 _RECENT = 100
@@ -70,12 +71,14 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
         else:
             name = trial.user_attrs.get("worker", f"{sign.machine}:{sign.pid}")
             workers[str(name)].append(trial.number)
-    done = trials_done(study, spec)
+    generations = replay(study) if spec.sampler == "generational" else None
+    done = trials_done(study, spec) if generations is None else generations.filled
     per_hour = _per_hour(trials)
     left = None
     if per_hour:
         left = timedelta(hours=max(0, spec.n_trials - done) / per_hour)
-    generation, in_slots = _present_generation(study, spec, trials, running, done)
+    before = spec.n_trials - spec.popsize * spec.generations  # the start loss, of Optuna's
+    generation, in_slots = _present_generation(generations, spec, trials, running, done)
     return Status(
         study=study.study_name,
         done=done,
@@ -83,7 +86,7 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
         generation=generation,
         generations=spec.generations,
         popsize=spec.popsize,
-        slots_done=min(max(0, done - generation * spec.popsize), spec.popsize),
+        slots_done=min(max(0, done - before - generation * spec.popsize), spec.popsize),
         slots_running=len(in_slots - set(stale)),
         slots_stale=len(in_slots & set(stale)),
         states={s.name: sum(t.state == s for t in trials) for s in TrialState},
@@ -95,18 +98,17 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
 
 
 def _present_generation(
-    study: Study,
+    generations: Generations | None,
     spec: StudySpec,
     trials: Sequence[FrozenTrial],
     running: Sequence[FrozenTrial],
     done: int,
 ) -> tuple[int, set[int]]:
     """Return the generation under way, and the numbers of the trials that run in it."""
-    generations = read_generations(study) if spec.sampler == "generational" else None
     if generations is not None:
         return generations.number, {t.number for t in generations.waits_for()}
     last = max((generation_of(t, spec.popsize) for t in trials), default=0)
-    return min(last, done // spec.popsize), {t.number for t in running}
+    return min(last, max(0, done - 1) // spec.popsize), {t.number for t in running}
 
 
 def _per_hour(trials: Sequence[FrozenTrial]) -> float | None:

@@ -226,7 +226,7 @@ def _open_journal(path: Path, create: bool) -> JournalStorage:
         raise _no_file("journal", path)
     shown, path = f"journal:{path}", path.resolve()
     try:
-        with path.open("a+b") as file:
+        with path.open("rb" if path.is_file() else "a+b") as file:
             file.seek(0)
             start = file.read(16)
     except OSError as error:

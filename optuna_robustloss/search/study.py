@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from optuna_robustloss.search.definition import stored_definition
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import LEASE
+from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.search.spec import StudySpec, differences, parse_spec
 
@@ -71,6 +72,8 @@ def spec_of(study: Study) -> StudySpec | None:
     stored = study.user_attrs.get(_SPEC)
     if stored is None:
         return None
+    if isinstance(stored, dict):
+        stored = {"sampler": "optuna-cmaes"} | stored  # the only one when specs did not name it
     return parse_spec(stored, f"the spec stored with study {study.study_name!r}")
 
 
@@ -127,7 +130,10 @@ def enqueue_start(study: Study, spec: StudySpec) -> None:
 
 
 def finished_study(study: Study, spec: StudySpec) -> bool:
-    """Whether as many trials are done as the spec asks for."""
+    """Whether as many trials are done as the spec asks for, and all generations are told."""
+    if spec.sampler == "generational":
+        generations = read_generations(study)
+        return generations is not None and generations.number >= spec.generations
     return trials_done(study, spec) >= spec.n_trials
 
 
@@ -144,7 +150,14 @@ def trials_done(study: Study, spec: StudySpec) -> int:
 
 
 def read_generations(study: Study) -> Generations | None:
-    """Replay a study of the generational sampler; None if it has not begun."""
+    """Return what a study of the generational sampler has told so far; None if it has not begun."""
+    if isinstance(study.sampler, GenerationalCmaEsSampler) and stored_definition(study):
+        return study.sampler.generations(study)  # which knows most of it
+    return replay(study)
+
+
+def replay(study: Study) -> Generations | None:
+    """Replay a study of the generational sampler, without changing anything in its storage."""
     definition = stored_definition(study)
     if definition is None:
         return None

@@ -94,7 +94,7 @@ class SlotTaker:
             GenerationTimeoutError: the generation did not become complete in time.
 
         """
-        fixed = "fixed_params" in trial.system_attrs
+        fixed = "fixed_params" in trial.system_attrs or bool(trial.params)
         favourite: int | None = trial.number % self.generations.definition.popsize
         while True:
             slot = self.wait(fixed=fixed, favourite=favourite)

@@ -60,6 +60,7 @@ def estimate_start(
         ]
         space = dict(numerical(trials[0].distributions)) if space is None and trials else space
         usable = [t for t in trials if all(t.distributions.get(n) == d for n, d in _of(space))]
+        usable = usable if _of(space) else []
         if len(usable) < _FEWEST:
             raise ValueError(
                 f"source study {name!r} has {len(usable)} complete trials with the parameters "

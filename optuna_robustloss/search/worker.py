@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_robustloss.search.lease import LEASE, Watch, beat, fail, heartbeat, machine, sign_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.search.study import enqueue_start, finished_study
+from optuna_robustloss.search.study import enqueue_start, finished_study, trials_done
 from optuna_robustloss.search.taking import SearchFinished
 
 _logger = logging.getLogger(__name__)
@@ -122,15 +122,15 @@ class _Worker:
     def ask(self, count: int) -> list[Trial]:
         """Ask for up to ``count`` trials; none if the study is done."""
         self.reap()
-        if finished_study(self._study, self._objective.spec):
-            return []
-        enqueue_start(self._study, self._objective.spec)  # again, if the first try was interrupted
-        sampler = self._study.sampler
+        spec, sampler = self._objective.spec, self._study.sampler
         trials: list[Trial] = []
         try:
             if isinstance(sampler, GenerationalCmaEsSampler):
                 sampler.wait(self._study)  # a worker that only waits needs no trial
                 count = max(1, min(count, len(sampler.generations(self._study).free())))
+            else:
+                count = min(count, spec.n_trials - trials_done(self._study, spec))
+                enqueue_start(self._study, spec)  # again, if the first try was interrupted
             while len(trials) < count:
                 trials.append(self._ask())
         except SearchFinished:
@@ -206,4 +206,4 @@ class _Worker:
 
 def _ours(trial: FrozenTrial) -> bool:
     """Whether a trial is a worker's of ours, or of nobody who has got as far as a parameter."""
-    return sign_of(trial) is not None or not (trial.params or trial.user_attrs)
+    return sign_of(trial) is not None or not (trial.params or trial.user_attrs.keys() - {"start"})

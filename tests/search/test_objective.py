@@ -10,13 +10,16 @@ from optuna.trial import FixedTrial, TrialState
 
 from optuna_robustloss.losses import MAE_THETA
 from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.suggest import LossParameters, TaylorSpace
+from optuna_robustloss.training.score import Score
 
 from .small import small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 LABEL = "digits/mlp2/symmetric 40 %"
+SPACE = TaylorSpace(half_width=1.5)
 
 
 def objective(**changes):
@@ -68,6 +71,41 @@ def test_the_generation_is_the_samplers():
     study.optimize(failing, n_trials=9, catch=ValueError)
     complete = study.get_trials(states=[TrialState.COMPLETE])
     assert [trial.user_attrs["generation"] for trial in complete] == [0, 0, 0, 0, 0, 1, 1]
+
+
+def generational(**options):
+    sampler = GenerationalCmaEsSampler(4, seed=0, search_space=SPACE.distributions, **options)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def test_candidates_of_the_generational_sampler_share_their_slots_generation():
+    """However many trials it took: the fifth to finish may be of the first generation."""
+    evaluate, study = objective(), generational()
+    late, failed = study.ask(), study.ask()
+    study.tell(failed, state=TrialState.FAIL)
+    study.optimize(evaluate, n_trials=3)
+    study.tell(late, evaluate(late))
+    study.optimize(evaluate, n_trials=4)
+    noted = [trial.user_attrs.get("generation") for trial in study.trials]
+    assert noted == [0, None, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_each_round_of_repetitions_has_its_own_randomness():
+    """A round is comparable within itself: both rounds' repetitions of one loss differ."""
+    evaluate, study = objective(), generational(surplus="replicate")
+    seeds = {}
+    evaluate.scores = lambda parameters, seed, trial: (
+        seeds.setdefault(trial.number, seed)
+        and {task: Score(0.5, 0.5, False, False, ()) for task in evaluate.spec.tasks}
+    )
+    trials = [study.ask() for _ in range(12)]  # more than popsize: two rounds of repetitions
+    for trial in trials:
+        study.tell(trial, evaluate(trial))
+    rounds = [[seeds[t.number] for t in trials[k : k + 4]] for k in (0, 4, 8)]
+    assert [len(set(seeds)) for seeds in rounds] == [1, 1, 1]
+    assert len({seeds[0] for seeds in rounds}) == 3
+    params = [{tuple(t.params.values()) for t in trials[k : k + 4]} for k in (0, 4, 8)]
+    assert params[0] == params[1] == params[2]
 
 
 def test_another_seed_of_the_spec_is_another_draw():

@@ -8,6 +8,7 @@ import cmaes
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from optuna_robustloss.losses import MAE_THETA, TaylorLoss, equivalent
 from optuna_robustloss.search.objective import NoisyLabelObjective
@@ -19,7 +20,9 @@ from optuna_robustloss.search.select import (
     selected_loss,
     stored_selection,
 )
-from optuna_robustloss.search.study import attach_spec, create_study, make_sampler, run_trials
+from optuna_robustloss.search.study import create_study
+from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.tasks.seeds import derive_seed
 
 from .small import small_spec
 
@@ -33,6 +36,8 @@ def paraboloid(spec):
 
     def evaluate(trial):
         spec.space.suggest(trial)
+        if trial.params == spec.space.start_point:
+            trial.set_user_attr("start", spec.start)
         total = 0.0
         for position, (name, d) in enumerate(sorted(spec.space.distributions.items())):
             low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
@@ -44,10 +49,20 @@ def paraboloid(spec):
 
 
 def analytic_study(spec, n_trials):
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(spec))
-    attach_spec(study, spec)
+    study = create_study(spec, optuna.storages.InMemoryStorage(), "analytic")
     study.optimize(paraboloid(spec), n_trials=n_trials)
     return study
+
+
+def in_units(spec, point):
+    """Parameters between 0 and 1 in the range searched, in Optuna's order."""
+    found = []
+    for name, d in sorted(spec.space.distributions.items()):
+        low, high, value = d.low, d.high, point[name]
+        if d.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        found.append((value - low) / (high - low))
+    return np.array(found)
 
 
 def pickled_optimizers(study):
@@ -83,42 +98,59 @@ def test_weights_are_those_of_cmaes(popsize):
     np.testing.assert_allclose(weights, optimizer._weights[: optimizer._mu], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
+SPACES = pytest.mark.parametrize(
     "changes",
     [{}, RANGES, RANGES | {"coordinates": "canonical", "popsize": 5}, {"half_width": 0.1}],
     ids=["taylor", "ranges", "canonical", "narrow"],
 )
+
+
+@SPACES
 def test_means_of_generations_are_the_optimizers(changes):
-    spec = small_spec(**({"popsize": 6, "generations": 5} | changes))
+    spec = small_spec(**({"popsize": 6, "generations": 5} | changes), sampler="optuna-cmaes")
     study = analytic_study(spec, spec.n_trials + 1)  # the next trial tells the last generation
     means = generation_means(study, spec)
     optimizers = pickled_optimizers(study)
     assert len(means) == len(optimizers) == 5
-    names = sorted(spec.space.distributions)  # Optuna's order
     for generation, mean in enumerate(means, start=1):
-        in_units = []
-        for name in names:
-            d = spec.space.distributions[name]
-            low, high, value = d.low, d.high, mean[name]
-            if d.log:
-                low, high, value = math.log(low), math.log(high), math.log(value)
-            in_units.append((value - low) / (high - low))
-        np.testing.assert_allclose(in_units, optimizers[generation]._mean, atol=1e-6)
-        assert np.abs(np.array(in_units) - 0.5).max() > 1e-3
+        units = in_units(spec, mean)
+        np.testing.assert_allclose(units, optimizers[generation]._mean, atol=1e-6)
+        assert np.abs(units - 0.5).max() > 1e-3
 
 
-def test_an_incomplete_generation_has_no_mean():
-    spec = small_spec(popsize=4)
-    assert generation_means(analytic_study(spec, 4), spec) == []
-    assert len(generation_means(analytic_study(spec, 5), spec)) == 1
-    assert len(generation_means(analytic_study(spec, 8), spec)) == 1
+@SPACES
+def test_means_of_generations_are_those_of_cmaes_told_the_same_trials(changes):
+    """The generational sampler's, against a CMA-ES that starts at the spec's centre and σ."""
+    spec = small_spec(**({"popsize": 6, "generations": 5} | changes))
+    study = analytic_study(spec, spec.n_trials)
+    space = sorted(spec.space.distributions.items())
+    # A coefficient's first σ is the spec's, a logarithm's a sixth of its range; both in units.
+    sigma = np.array([1 / 6 if d.log else spec.sigma0 / (d.high - d.low) for _, d in space])
+    bounds = np.stack([-0.5 / sigma, 0.5 / sigma], axis=1)
+    reference = cmaes.CMA(np.zeros(len(space)), 1.0, bounds=bounds, population_size=spec.popsize)
+    means = generation_means(study, spec)
+    assert len(means) == 5
+    for generation, mean in enumerate(means):
+        told = study.trials[generation * spec.popsize :][: spec.popsize]
+        points = [((in_units(spec, t.params) - 0.5) / sigma, -t.value) for t in told]
+        reference.tell(points)
+        units = in_units(spec, mean)
+        np.testing.assert_allclose(units, 0.5 + sigma * reference.mean, atol=1e-9)
+        assert np.abs(units - 0.5).max() > 1e-3
+
+
+@pytest.mark.parametrize(("sampler", "first"), [("generational", 0), ("optuna-cmaes", 1)])
+def test_an_incomplete_generation_has_no_mean(sampler, first):
+    spec = small_spec(popsize=4, sampler=sampler)
+    assert generation_means(analytic_study(spec, first + 3), spec) == []
+    assert len(generation_means(analytic_study(spec, first + 4), spec)) == 1
+    assert len(generation_means(analytic_study(spec, first + 7), spec)) == 1
 
 
 def test_trials_that_cmaes_never_saw_have_no_part_in_its_mean():
     """A second worker draws at random while the first one trains the start loss."""
-    spec = small_spec(popsize=4)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(spec))
-    attach_spec(study, spec)
+    spec = small_spec(popsize=4, sampler="optuna-cmaes")
+    study = create_study(spec, optuna.storages.InMemoryStorage(), "two workers")
     start, early = study.ask(), study.ask()
     values = [paraboloid(spec)(trial) for trial in (start, early)]
     study.tell(start, values[0])
@@ -126,8 +158,18 @@ def test_trials_that_cmaes_never_saw_have_no_part_in_its_mean():
     study.optimize(paraboloid(spec), n_trials=5)
     (mean,) = generation_means(study, spec)
     (optimizer,) = pickled_optimizers(study).values()
-    d = spec.space.distributions["theta_0"]
-    assert (mean["theta_0"] - d.low) / (d.high - d.low) == pytest.approx(optimizer._mean[0])
+    np.testing.assert_allclose(in_units(spec, mean), optimizer._mean, atol=1e-6)
+
+
+def test_failed_and_foreign_trials_have_no_part_in_the_generational_mean():
+    spec = small_spec(popsize=4)
+    plain = generation_means(analytic_study(spec, 4), spec)
+    study = create_study(spec, optuna.storages.InMemoryStorage(), "disturbed")
+    study.tell(study.ask(), state=TrialState.FAIL)
+    space, start = spec.space.distributions, spec.space.start_point
+    study.add_trial(optuna.trial.create_trial(value=1.0, params=start, distributions=space))
+    study.optimize(paraboloid(spec), n_trials=4)
+    assert generation_means(study, spec) == plain
 
 
 # --- The finalists ---
@@ -152,15 +194,17 @@ def test_finalists_are_the_mean_the_best_trials_and_the_start():
     assert control.parameters.cross_entropy_weight == mean.parameters.cross_entropy_weight
 
 
-def test_before_the_first_generation_is_done_there_is_no_mean():
-    spec = small_spec()
+@pytest.mark.parametrize("sampler", ["generational", "optuna-cmaes"])
+def test_before_the_first_generation_is_done_there_is_no_mean(sampler):
+    spec = small_spec(sampler=sampler)
     names = [f.name for f in candidates(analytic_study(spec, 3), spec)]
     assert sorted(names) == ["start (mae) at the same η", "trial 1", "trial 2"]
 
 
+@pytest.mark.parametrize("sampler", ["generational", "optuna-cmaes"])
 @pytest.mark.parametrize("n_trials", [0, 1])
-def test_a_study_without_a_candidate_is_an_error(n_trials):
-    spec = small_spec()
+def test_a_study_without_a_candidate_is_an_error(n_trials, sampler):
+    spec = small_spec(sampler=sampler)
     study = analytic_study(spec, n_trials)
     with pytest.raises(ValueError, match="no complete trial yet: search first"):
         select(study, NoisyLabelObjective(spec))
@@ -170,9 +214,10 @@ def test_a_study_without_a_candidate_is_an_error(n_trials):
 # --- The second round ---
 
 
-def test_finalists_are_trained_on_seeds_that_no_trial_had(searched):
+def test_finalists_are_trained_on_seeds_that_no_trial_had(searched, monkeypatch):
     study, objective = searched
-    runs = []
+    runs, seeds, scores = [], [], objective.scores
+    monkeypatch.setattr(objective, "scores", lambda p, seed: seeds.append(seed) or scores(p, seed))
     selection = select(study, objective, on_run=lambda done, total: runs.append((done, total)))
     assert len(selection.finalists) == 4  # the mean, two trials, the control
     assert runs == [(k, 12) for k in range(1, 13)]
@@ -180,10 +225,9 @@ def test_finalists_are_trained_on_seeds_that_no_trial_had(searched):
     assert selection.winner.mean == max(f.mean for f in selection.finalists if not f.control)
     assert selection.winner.mean == pytest.approx(np.mean(selection.winner.values))
     assert selection.winner.std == pytest.approx(np.std(selection.winner.values, ddof=1))
-    for finalist in selection.finalists:
-        number = finalist.name.removeprefix("trial ")
-        if number.isdigit():
-            assert study.trials[int(number)].value not in finalist.values
+    assert seeds == seeds[:3] * 4
+    trained = {derive_seed(objective.spec.seed, "generation", g) for g in range(2)}
+    assert len({*seeds} | trained) == 5
 
 
 def test_the_winner_is_never_the_control(searched, monkeypatch):
@@ -241,7 +285,7 @@ def test_the_selected_loss_says_where_it_comes_from(searched, tmp_path):
         "spec_hash": spec.hash,
         "optuna_robustloss_version": study.user_attrs["optuna_robustloss_version"],
         "chosen": winner.name,
-        "trials": 9,
+        "trials": 8,
         "fitness": {"mean": winner.mean, "std": winner.std, "values": list(winner.values)},
         "control": {
             "name": "start (mae) at the same η",

@@ -20,6 +20,7 @@ MINIMAL = {
     "architectures": ["mlp2"],
     "noise": "symmetric:0.4",
 }
+RATE = {"kind": "symmetric", "rate": 0.4}
 
 
 def spec(**changes):
@@ -101,22 +102,13 @@ def test_defaults_are_the_papers_space_around_mae():
     assert len(spec().space.distributions) == 12
 
 
-def test_the_start_loss_comes_before_the_generations():
-    assert spec(popsize=4, generations=2).n_trials == 9
-
-
 def test_one_name_is_a_list_of_one():
     assert spec(datasets="digits", architectures="mlp2", horizons=1) == spec()
 
 
 @pytest.mark.parametrize(
     "noise",
-    [
-        "symmetric:0.4",
-        ["symmetric:0.4"],
-        {"kind": "symmetric", "rate": 0.4},
-        [{"kind": "symmetric", "rate": 0.4}],
-    ],
+    ["symmetric:0.4", ["symmetric:0.4"], RATE, [RATE]],
 )
 def test_noise_may_be_text_a_mapping_or_a_list(noise):
     assert spec(noise=noise).noise == (NoiseSpec(kind="symmetric", rate=0.4),)
@@ -231,6 +223,13 @@ CHANGES = {
     "coordinates": "canonical",
     "start": "mse",
     "half_width": 1,
+    "sampler": "tpe",
+    "sigma0": 0.2,
+    "surplus": "replicate",
+    "lr_adapt": True,
+    "separable": True,
+    "max_retry": 0,
+    "source_studies": ["earlier"],
     "finalists": 2,
     "finalist_seeds": 4,
     "pretrained": True,

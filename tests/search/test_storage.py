@@ -2,7 +2,7 @@
 
 import pytest
 
-from optuna_robustloss.search.study import open_storage, safe_url
+from optuna_robustloss.search.storage import open_storage, safe_url
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,19 @@ from optuna_robustloss.search.study import (
     METRIC,
     attach_spec,
     create_study,
-    fail_dead_trials,
+    finished_study,
     open_study,
-    run_trials,
     spec_of,
     trials_done,
 )
+from optuna_robustloss.search.worker import run_trials
 
 from .small import small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SPEC = small_spec(generations=1)
+OPTUNAS = small_spec(generations=1, sampler="optuna-cmaes")
 WORKER = Path(__file__).parents[2] / "studies" / "worker.py"
 
 #: The command line, with a trial that never ends: what is interrupted is surely running.
@@ -70,7 +71,8 @@ def test_a_study_describes_itself(url):
     assert spec_of(study) == SPEC
     assert study.metric_names == [METRIC]
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
-    assert open_study(url, "mine").sampler._popsize == 4
+    assert study.trials == []
+    assert str(open_study(url, "mine").sampler) == "GenerationalCmaEsSampler(popsize=4)"
 
 
 def test_the_start_loss_is_the_first_trial(storage):
@@ -80,34 +82,71 @@ def test_the_start_loss_is_the_first_trial(storage):
     assert study.trials[0].params == SPEC.space.start_point
 
 
+def test_a_start_loss_of_an_optuna_sampler_waits_in_front_of_the_generations(storage):
+    study = create_study(OPTUNAS, storage, "mine")
+    assert states(study) == ["WAITING"]
+    run_trials(study, NoisyLabelObjective(OPTUNAS))
+    assert states(study) == ["COMPLETE"] * 5
+    assert [t.user_attrs.get("start") for t in study.trials] == ["mae", *[None] * 4]
+    assert study.trials[0].params == SPEC.space.start_point
+
+
 def test_a_start_loss_that_was_interrupted_is_tried_again(storage):
-    study = create_study(SPEC, storage, "mine")
+    """By the generational sampler in its own slot, by the others as the next trial."""
+    study = create_study(SPEC, storage, "ours")
     study.tell(study.ask(), state=TrialState.FAIL)
-    run_trials(study, NoisyLabelObjective(SPEC), n_trials=1)
+    run_trials(study, NoisyLabelObjective(SPEC))
+    assert states(study) == ["FAIL", *["COMPLETE"] * 4]
+    (again,) = [t for t in study.trials[1:] if t.user_attrs.get("start") == "mae"]
+    assert again.params == study.trials[0].params == SPEC.space.start_point
+    study = create_study(OPTUNAS, storage, "optunas")
+    study.tell(study.ask(), state=TrialState.FAIL)
+    run_trials(study, NoisyLabelObjective(OPTUNAS), n_trials=1)
     assert states(study) == ["FAIL", "COMPLETE"]
     assert study.trials[1].user_attrs["start"] == "mae"
-    assert study.trials[1].params == SPEC.space.start_point
+    assert study.trials[1].params == OPTUNAS.space.start_point
 
 
-def test_to_create_a_study_again_is_to_open_it(storage):
-    objective = NoisyLabelObjective(SPEC)
-    run_trials(create_study(SPEC, storage, "mine"), objective, n_trials=3)
-    again = create_study(SPEC, storage, "mine")
+@pytest.mark.parametrize("spec", [SPEC, OPTUNAS], ids=["generational", "optuna-cmaes"])
+def test_to_create_a_study_again_is_to_open_it(storage, spec):
+    objective = NoisyLabelObjective(spec)
+    run_trials(create_study(spec, storage, "mine"), objective, n_trials=3)
+    again = create_study(spec, storage, "mine")
     assert states(again) == ["COMPLETE"] * 3
+    assert (trials_done(again, spec), finished_study(again, spec)) == (3, False)
     run_trials(again, objective)
-    assert states(again) == ["COMPLETE"] * 5
-    run_trials(create_study(SPEC, storage, "mine"), objective)
-    assert trials_done(again) == len(again.trials) == 5
+    assert states(again) == ["COMPLETE"] * spec.n_trials
+    run_trials(create_study(spec, storage, "mine"), objective)
+    assert trials_done(again, spec) == len(again.trials) == spec.n_trials
+    assert finished_study(again, spec)
 
 
-def test_a_study_that_optuna_made_gets_the_spec_once(storage):
+def test_failed_trials_do_not_count_and_slots_do_once(storage):
+    """A candidate that fails is drawn again; one given up counts, though it has no value."""
+    spec = small_spec(generations=1, max_retry=1)
+    study = create_study(spec, storage, "mine")
+    trials = [study.ask() for _ in range(4)]
+    for trial, value in zip(trials, (0.5, None, 0.4, 0.3), strict=True):
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        study.tell(trial, value, state=state)
+    assert (trials_done(study, spec), finished_study(study, spec)) == (3, False)
+    again = study.ask()
+    assert again.params == trials[1].params
+    study.tell(again, state=TrialState.FAIL)
+    assert (trials_done(study, spec), finished_study(study, spec)) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "begun"), [(SPEC, []), (OPTUNAS, ["WAITING"])], ids=["generational", "optuna-cmaes"]
+)
+def test_a_study_that_optuna_made_gets_the_spec_once(storage, spec, begun):
     optuna.create_study(storage=storage, study_name="theirs", direction="maximize")
     with pytest.raises(ValueError, match=r"'theirs' has no spec yet: give one.*--spec"):
         open_study(storage, "theirs")
-    for spec in (SPEC, None, SPEC):
-        study = open_study(storage, "theirs", spec)
-        assert spec_of(study) == SPEC
-        assert states(study) == ["WAITING"]
+    for given in (spec, None, spec):
+        study = open_study(storage, "theirs", given)
+        assert spec_of(study) == spec
+        assert states(study) == begun
 
 
 # --- Refused ---
@@ -164,20 +203,7 @@ def test_missing_data_shows_before_a_trial_is_started(storage, tmp_path):
     study = create_study(spec, storage, "mine")
     with pytest.raises(FileNotFoundError):
         run_trials(study, NoisyLabelObjective(spec, root=tmp_path))
-    assert states(study) == ["WAITING"]
-
-
-def test_a_trial_that_is_not_a_number_fails_and_the_study_goes_on(storage, monkeypatch):
-    study = create_study(SPEC, storage, "mine")
-    objective = NoisyLabelObjective(SPEC)
-    call = NoisyLabelObjective.__call__
-    monkeypatch.setattr(
-        NoisyLabelObjective,
-        "__call__",
-        lambda self, trial: float("nan") if trial.number == 2 else call(self, trial),
-    )
-    run_trials(study, objective)
-    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert states(study) == []
 
 
 def test_the_callback_sees_every_trial_of_this_worker(storage):
@@ -185,18 +211,6 @@ def test_the_callback_sees_every_trial_of_this_worker(storage):
     study, objective = create_study(SPEC, storage, "mine"), NoisyLabelObjective(SPEC)
     run_trials(study, objective, n_trials=3, on_trial=lambda _, trial: seen.append(trial.number))
     assert seen == [0, 1, 2]
-
-
-def test_trials_of_living_workers_and_other_hosts_are_left_alone(storage):
-    study = create_study(SPEC, storage, "mine")
-    ours, theirs, unknown = study.ask(), study.ask(), study.ask()
-    ours.set_user_attr("worker", f"{os.uname().nodename}:{os.getpid()}")
-    theirs.set_user_attr("worker", "another-host:999999999")
-    assert fail_dead_trials(study) == 0
-    assert states(study) == ["RUNNING"] * 3
-    unknown.set_user_attr("worker", f"{os.uname().nodename}:999999999")
-    assert fail_dead_trials(study) == 1
-    assert states(study) == ["RUNNING", "RUNNING", "FAIL"]
 
 
 # --- Other processes ---
@@ -247,13 +261,15 @@ def test_an_interrupted_search_keeps_what_is_done_and_goes_on(name, tmp_path, ur
         assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING"]
     else:
         assert process.returncode == 130, printed
-        assert "stopped: 2 of 5 trials are done and kept" in printed
+        assert "stopped: 2 of 4 trials are done and kept" in printed
         assert "Traceback" not in printed
         assert states(study) == ["COMPLETE", "COMPLETE", "FAIL"]
     run_trials(create_study(SPEC, url, "small"), NoisyLabelObjective(SPEC))
     assert [(t.params, t.value) for t in study.trials[:2]] == kept
-    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
-    assert trials_done(study) == SPEC.n_trials
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials_done(study, SPEC) == SPEC.n_trials
+    lost = study.trials[2].params
+    assert [t.params == lost for t in study.trials].count(True) == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,93 @@
+"""Three hosts and a database on a fourth; one is off the network for longer than its lease."""
+
+import subprocess
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from optuna_robustloss.search.lease import sign_of
+from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.search.study import create_study
+
+from . import netns, postgres
+from .chaos import Zygote
+from .chaos_checks import Crew, check_study, evaluated
+from .netns import Network
+from .postgres import PostgresServer
+from .small import small_spec
+
+pytestmark = pytest.mark.slow
+
+LEASE = 2.0
+#: Process numbers of their own, as hosts have them.
+PROCESSES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    if reason := netns.skip_reason():
+        pytest.skip(reason)
+    tried = subprocess.run([*PROCESSES, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no process namespaces, which mostly takes root: {tried.stderr}")
+    with Network(hosts=3) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def server(network):
+    if reason := postgres.skip_reason():
+        pytest.skip(reason)
+    place = {"listen": network.address("db"), "allow": [network.cidr]}
+    with PostgresServer(**place, prefix=network.prefix("db")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def zygotes(network, tmp_path_factory):
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Zygote(tmp_path_factory.mktemp(host), [*network.prefix(host), *PROCESSES])
+            )
+            for host in network.hosts
+        ]
+
+
+class Partition:
+    """Takes host1 off the network for three leases, while trials are running there."""
+
+    def __init__(self, network, worker):
+        self.network, self.worker = network, worker
+        self.cut = self.healed = None
+
+    def __call__(self, crew):
+        now = time.monotonic()
+        if self.cut is None and len(evaluated(self.worker)) == 2:
+            self.network.partition("host1")
+            self.cut = now
+        elif self.cut and self.healed is None and now > self.cut + 3 * LEASE:
+            self.network.heal("host1")
+            self.healed = now
+
+
+def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, zygotes):
+    url, here = server.create_database("hosts"), server.local_url("hosts")
+    spec = small_spec(popsize=8, generations=6)
+    create_study(spec, open_storage(here), "s", lease=LEASE)
+    pause = (0.5, 1.5)
+    crew = Crew(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
+    first, *_ = [crew.start(fate=[]), *(crew.start() for _ in range(8))]
+    partition = Partition(network, first)
+    crew.run(240, partition)
+    crew.check()
+    assert partition.healed
+    study = check_study(here, "s", spec)
+    signs = [sign for t in study.trials if (sign := sign_of(t))]
+    assert len({sign.machine for sign in signs}) == 3
+    assert {t.user_attrs["worker"].split(":")[0] for t in study.trials if t.user_attrs} == set(
+        network.hosts
+    )
+    cut = [w for w in crew.workers if w.zygote is zygotes[0]]
+    assert any("result is dropped" in w.log() for w in cut)
