@@ -12,9 +12,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_robustloss.search.axes import Numerical
-from optuna_robustloss.search.bulk import write_trial
 from optuna_robustloss.search.claims import Slot
 from optuna_robustloss.search.generations import Generations
+from optuna_robustloss.search.writing import write_trial
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Asked:
     drawn: Mapping[str, Any]
     over: bool = False
     thread: int = field(default_factory=threading.get_ident)
+
+    def has(self, name: str, distribution: BaseDistribution) -> bool:
+        """Whether a parameter was drawn, within the range that the objective asks for."""
+        try:
+            return distribution._contains(distribution.to_internal_repr(self.drawn[name]))
+        except (KeyError, TypeError, ValueError):
+            return False
 
 
 def draw(generations: Generations, trial: FrozenTrial, slot: Slot | None) -> Asked:

@@ -17,6 +17,13 @@ Widths = float | Mapping[str, float]
 _SIGMA_OF_RANGE = 1 / 6
 
 
+def plain(widths: Widths | None) -> Widths | None:
+    """Return widths as Python's own numbers, which JSON has."""
+    if isinstance(widths, Mapping):
+        return {n: float(v) for n, v in widths.items()}
+    return None if widths is None else float(widths)
+
+
 def numerical(distributions: Mapping[str, BaseDistribution]) -> dict[str, Numerical]:
     """Return the parameters that CMA-ES can search: numbers with more than one value."""
     return {

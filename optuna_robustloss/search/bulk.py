@@ -1,7 +1,7 @@
-"""Many rows at once: all trials of a study in plain columns, all parameters of one in a statement.
+"""All trials of a study at once, in plain columns.
 
-Optuna's own calls make an ORM object of each row when they read, and a transaction for each
-parameter when they write. What is here keeps to Optuna's tables and falls back to its calls.
+Optuna's own call makes an ORM object of each row. What is here keeps to Optuna's tables and falls
+back to its call where they are not as known.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 _TIMES = ("datetime_start", "datetime_complete")
 _STEPS = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
 #: The models and columns that are known here; one column more could mean anything.
-_COLUMNS: dict[str, tuple[str, ...]] = {
+COLUMNS: dict[str, tuple[str, ...]] = {
     "TrialModel": ("trial_id", "number", "study_id", "state", *_TIMES),
     "TrialParamModel": ("param_id", "trial_id", "param_name", "param_value", "distribution_json"),
     "TrialValueModel": ("trial_value_id", "trial_id", "objective", "value", "value_type"),
@@ -36,17 +35,15 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 #: Up to so many trials are named one by one in a query.
 _FEW = 500
-#: Dialects with INSERT … ON CONFLICT DO UPDATE.
-_UPSERTS: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
 @functools.cache
-def _tables() -> dict[str, sa.Table] | None:
+def tables_of_optuna() -> dict[str, sa.Table] | None:
     """Optuna's tables by the names of their models; None if they are not as known here."""
     tables: dict[str, sa.Table] = {}
-    for name, columns in _COLUMNS.items():
+    for name, columns in COLUMNS.items():
         table = getattr(getattr(models, name, None), "__table__", None)
         if table is None or {column.name for column in table.columns} != set(columns):
             return None
@@ -69,7 +66,7 @@ def _reader(time: str) -> Callable[[datetime | None], datetime | None] | None:
 
 
 @contextmanager
-def _transaction(storage: RDBStorage) -> Iterator[sa.Connection]:
+def transaction(storage: RDBStorage) -> Iterator[sa.Connection]:
     """Begin a transaction whose errors are those of Optuna's storage."""
     try:
         with storage.engine.begin() as connection:
@@ -110,7 +107,7 @@ def read_trials(
         KeyError: there is no such study.
 
     """
-    tables, start, complete = _tables(), *(_reader(time) for time in _TIMES)
+    tables, start, complete = tables_of_optuna(), *(_reader(time) for time in _TIMES)
     if tables is None or start is None or complete is None:
         return None
     table = tables["TrialModel"].c
@@ -128,7 +125,7 @@ def read_trials(
             later = sa.or_(later, table.trial_id.in_(included))
         scope.append(later)
     wanted = sa.select(*(table[name] for name in ("trial_id", "number", "state", *_TIMES)))
-    with _transaction(storage) as connection:
+    with transaction(storage) as connection:
         # The trials first: nothing changes in those that are finished by then.
         trials = [
             row
@@ -173,7 +170,7 @@ def _read_rows(
 
     def select(model: str) -> Iterator[tuple[_Rows, Any]]:
         table = tables[model]
-        key, trial_id, *columns = (table.c[name] for name in _COLUMNS[model])
+        key, trial_id, *columns = (table.c[name] for name in COLUMNS[model])
         query = sa.select(trial_id, *columns).order_by(key)
         if len(trials) <= _FEW:
             query = query.where(trial_id.in_(trials))
@@ -196,104 +193,3 @@ def _read_rows(
         trial.user[key] = json.loads(text)
     for trial, (_, key, text) in select("TrialSystemAttributeModel"):
         trial.system[key] = json.loads(text)
-
-
-def write_trial(
-    storage: BaseStorage,
-    trial_id: int,
-    params: Mapping[str, Any],
-    distributions: Mapping[str, BaseDistribution],
-    system_attrs: Mapping[str, Any],
-) -> None:
-    """Write parameters and system attributes of a running trial, in one transaction if possible.
-
-    A database gets all or nothing, in three statements; another storage one call after another.
-    Whether the distributions agree with those of earlier trials is not checked. Attributes are
-    overwritten. A ``Trial`` object made before does not see the parameters.
-
-    Args:
-        storage: any; Optuna's cache around a database is looked through.
-        trial_id: of the trial in the storage, not its number.
-        params: as an objective sees them.
-        distributions: of all ``params``.
-        system_attrs: to be written as JSON.
-
-    Raises:
-        UpdateFinishedTrialError: the trial is finished; nothing is written.
-        KeyError: there is no such trial.
-        ValueError: the trial has one of the parameters, with another value or distribution.
-
-    """
-    internal = {name: distributions[name].to_internal_repr(value) for name, value in params.items()}
-    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
-    if not isinstance(backend, RDBStorage) or _tables() is None:
-        for name, value in internal.items():
-            storage.set_trial_param(trial_id, name, value, distributions[name])
-        for key, attr in system_attrs.items():
-            storage.set_trial_system_attr(trial_id, key, attr)
-        return
-    new = [
-        {
-            "trial_id": trial_id,
-            "param_name": name,
-            "param_value": value,
-            "distribution_json": distribution_to_json(distributions[name]),
-        }
-        for name, value in internal.items()
-    ]
-    attrs = [
-        {"trial_id": trial_id, "key": key, "value_json": json.dumps(attr)}
-        for key, attr in system_attrs.items()
-    ]
-    write = functools.partial(_write_rows, backend, trial_id, new, attrs)
-    patiently = getattr(backend, "patiently", functools.partial.__call__)
-    patiently(write)
-
-
-def _write_rows(
-    storage: RDBStorage, trial_id: int, params: list[dict[str, Any]], attrs: list[dict[str, Any]]
-) -> None:
-    trials, stored = models.TrialModel.__table__, models.TrialParamModel.__table__
-    try:
-        with _transaction(storage) as connection:
-            state = connection.scalar(
-                sa.select(trials.c.state).where(trials.c.trial_id == trial_id)
-            )
-            if state is not None and not state.is_finished():
-                if params:
-                    connection.execute(sa.insert(stored), params)
-                if attrs:
-                    _write_attrs(connection, trial_id, attrs)
-    except sa.exc.IntegrityError:
-        # After a COMMIT whose answer was lost, the parameters are there.
-        names = _COLUMNS["TrialParamModel"][1:]
-        there = sa.select(*(stored.c[name] for name in names)).where(stored.c.trial_id == trial_id)
-        with _transaction(storage) as connection:
-            rows = [dict(row) for row in connection.execute(there).mappings()]
-        if all(row in rows for row in params):
-            return
-        taken = {row["param_name"] for row in rows} & {row["param_name"] for row in params}
-        raise ValueError(
-            f"the trial with id {trial_id} already has the parameters {', '.join(sorted(taken))}"
-        ) from None
-    if state is None:
-        raise KeyError(models.NOT_FOUND_MSG)
-    storage.check_trial_is_updatable(trial_id, state)
-
-
-def _write_attrs(connection: sa.Connection, trial_id: int, attrs: list[dict[str, Any]]) -> None:
-    """Insert or update system attributes, the way of the dialect."""
-    table = models.TrialSystemAttributeModel.__table__
-    dialect = connection.dialect.name
-    if dialect in ("mysql", "mariadb"):
-        new = mysql.insert(table)
-        connection.execute(new.on_duplicate_key_update(value_json=new.inserted.value_json), attrs)
-    elif dialect in _UPSERTS:
-        row = _UPSERTS[dialect](table)
-        unique, changed = [table.c.trial_id, table.c.key], {"value_json": row.excluded.value_json}
-        connection.execute(row.on_conflict_do_update(index_elements=unique, set_=changed), attrs)
-    else:
-        keys = [attr["key"] for attr in attrs]
-        old = sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(keys))
-        connection.execute(old)
-        connection.execute(sa.insert(table), attrs)

@@ -45,7 +45,7 @@ class Generations:
             lambda: defaultdict(list)
         )
         self._unfinished: set[int] = set()
-        self._seen = 0
+        self.seen = 0
         if self.space is not None:
             self._begin(self.space)
 
@@ -59,7 +59,7 @@ class Generations:
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in all trials of the study, ordered by number."""
         running: dict[Slot, list[FrozenTrial]] = defaultdict(list)
-        for number in [*sorted(self._unfinished), *range(self._seen, len(trials))]:
+        for number in [*sorted(self._unfinished), *range(self.seen, len(trials))]:
             trial = trials[number]
             slot = slot_of(trial, self.definition.key)
             if slot is not None and slot.index >= self.definition.popsize:
@@ -72,7 +72,7 @@ class Generations:
             self._unfinished.discard(number)
             if slot is not None and slot.generation >= self.number:
                 self._finished[slot.generation][slot.index, slot.replicate].append(trial)
-        self._seen = len(trials)
+        self.seen = len(trials)
         while True:
             self.running = {
                 (slot.index, slot.replicate): owners
@@ -140,6 +140,15 @@ class Generations:
                 if not self.claims(slot):
                     yield slot
             replicate += 1
+
+    def ends_with(self, trial: FrozenTrial, slot: Slot, limit: int, *, failed: bool) -> bool:
+        """Whether ``limit`` generations are complete once a running trial is told."""
+        if self.number != limit - 1:
+            return self.number >= limit
+        if failed and self.failures(slot.index) < self.definition.max_retry:
+            return False
+        running = {t.number for owners in self.running.values() for t in owners}
+        return running == {trial.number} and not self.free()
 
     # What CMA-ES hears
 

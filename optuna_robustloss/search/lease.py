@@ -144,6 +144,9 @@ def heartbeat(lease: float) -> Heartbeat:
 class Watch:
     """Notes when running trials last changed, and says which have not for a whole lease.
 
+    Half of the lease must have been watched without a pause: while the database is away nobody
+    can give a sign of life, and who has just come back must not fail everybody else.
+
     Args:
         lease: seconds.
         clock: seconds that never go back; a test may have its own.
@@ -153,7 +156,7 @@ class Watch:
     def __init__(self, lease: float = LEASE, clock: Callable[[], float] = time.monotonic) -> None:
         self.lease = lease
         self._clock = clock
-        self._seen: dict[int, tuple[Any, float]] = {}
+        self._seen: dict[int, tuple[Any, float, float]] = {}
 
     def stale(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's owner is gone: its lease ran out, or its process is no more."""
@@ -164,11 +167,14 @@ class Watch:
         if sign is not None and sign.machine == machine() and not _alive(sign):
             return True
         mark = (sign, len(trial.params), len(trial.user_attrs), len(trial.intermediate_values))
-        seen, since = self._seen.get(trial._trial_id, (None, 0.0))
+        looked = self._clock()
+        seen, since, before = self._seen.get(trial._trial_id, (None, looked, looked))
         if seen != mark:
-            self._seen[trial._trial_id] = mark, self._clock()
-            return False
-        return self._clock() - since > self.lease
+            since = looked
+        elif looked - before > self.lease / _BEATS:
+            since = max(since, looked - self.lease / 2)
+        self._seen[trial._trial_id] = mark, since, looked
+        return looked - since > self.lease
 
 
 def _started(pid: int) -> int | None:

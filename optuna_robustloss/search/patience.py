@@ -15,16 +15,31 @@ from typing import Any, TypeVar
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 
-from optuna_robustloss.search import bulk
+from optuna_robustloss.search.bulk import read_trials
 from optuna_robustloss.search.outage import Passing, grpc_passing, passing, reason
 from optuna_robustloss.search.passwords import safe_url
+from optuna_robustloss.search.writing import touch
 
 logger = logging.getLogger(__name__)
 
 #: Lock conflicts are everyday life among workers; they are told when they take this many seconds.
 _UNUSUAL = 5.0
+
+#: What a server must know of a session: a worker that was frozen or cut off in a transaction would
+#: keep its locks, and hold up all others, until somebody noticed. After so many seconds the server
+#: ends the session; the worker, if it comes back, repeats the call.
+_SESSION = {
+    "postgresql": (
+        "SET idle_in_transaction_session_timeout = '30s'",
+        "SET tcp_keepalives_idle = 30",
+        "SET tcp_keepalives_interval = 10",
+        "SET tcp_keepalives_count = 3",
+    ),
+    "mysql": ("SET SESSION wait_timeout = 60",),
+    "mariadb": ("SET SESSION wait_timeout = 60",),
+}
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -133,6 +148,9 @@ class _Patient(BaseStorage):
     def recover(self, kind: Passing) -> None:
         """Prepare the repetition of a call."""
 
+    def lock_trial(self, trial_id: int) -> None:
+        """Keep others from finishing a trial until the present transaction ends."""
+
     def patiently(self, call: Callable[[], T]) -> T:
         """Repeat ``call`` until the storage is back."""
         return self.patience.run(call, self.recover)
@@ -147,6 +165,7 @@ class _Patient(BaseStorage):
         def attempt() -> bool:
             nonlocal tries
             tries += 1
+            self.lock_trial(trial_id)
             try:
                 return finish(trial_id, state, values)
             except UpdateFinishedTrialError:
@@ -183,6 +202,14 @@ def _all_calls_patient(storage: C) -> C:
     return storage
 
 
+def _set_up(dialect: str, connection: Any, _: Any) -> None:
+    """Set up a new session of a server; ``connection`` is the driver's."""
+    with connection.cursor() as cursor:
+        for statement in _SESSION[dialect]:
+            cursor.execute(statement)
+    connection.commit()
+
+
 @_all_calls_patient
 class PatientStorage(_Patient, RDBStorage):
     """Optuna's storage in a database, which waits while the database is away, and reads faster.
@@ -198,7 +225,7 @@ class PatientStorage(_Patient, RDBStorage):
     - ``set_trial_state_values`` recognises its own result in a finished trial. A WAITING trial that
       it made RUNNING looks like another worker's (False is returned), and runs without an owner.
     - ``create_new_study`` may raise ``DuplicatedStudyError``, and ``delete_study`` ``KeyError``.
-    - ``bulk.write_trial`` recognises its own parameters.
+    - ``write_trial`` recognises its own parameters.
 
     All others can be repeated without harm.
     """
@@ -213,6 +240,9 @@ class PatientStorage(_Patient, RDBStorage):
     ) -> None:
         self.patience = patience if patience is not None else Patience(url, 300.0)
         super().__init__(url, engine_kwargs, **options)
+        if self.engine.name in _SESSION:
+            event.listen(self.engine, "connect", functools.partial(_set_up, self.engine.name))
+            self.engine.dispose()  # of connections made before
 
     def recover(self, kind: Passing) -> None:
         """Forget the failed session, and the connections to a database that is away."""
@@ -220,6 +250,15 @@ class PatientStorage(_Patient, RDBStorage):
             self.scoped_session.remove()
             if kind == "away" and self.engine.name != "sqlite":
                 self.engine.dispose()
+
+    def lock_trial(self, trial_id: int) -> None:
+        """Begin the transaction that finishes a trial with a write.
+
+        Optuna reads the state and then writes it; on SQLite, which has no FOR UPDATE, two workers
+        could both read that the trial is running, and the later would overwrite the other's value.
+        """
+        if self.engine.name == "sqlite":
+            self.scoped_session().execute(touch(trial_id))
 
     def _get_trials(
         self,
@@ -229,7 +268,7 @@ class PatientStorage(_Patient, RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         query = (study_id, states, included_trial_ids, trial_id_greater_than)
-        trials = bulk.read_trials(self, *query)
+        trials = read_trials(self, *query)
         return super()._get_trials(*query) if trials is None else trials
 
 

@@ -13,14 +13,14 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.search.asked import Asked, draw, store
-from optuna_robustloss.search.axes import Widths, numerical
-from optuna_robustloss.search.bulk import write_trial
+from optuna_robustloss.search.axes import Widths, numerical, plain
 from optuna_robustloss.search.claims import FAILED, Slot, slot_of
 from optuna_robustloss.search.definition import Definition, agree
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import LEASE, Watch, fail, heartbeat
 from optuna_robustloss.search.taking import SearchFinished, SlotTaker, Surplus
 from optuna_robustloss.search.warm_start import Sources
+from optuna_robustloss.search.writing import write_trial
 from optuna_robustloss.tasks.seeds import derive_seed
 
 _Key = tuple[int, ...]
@@ -116,14 +116,14 @@ class GenerationalCmaEsSampler(BaseSampler):
             popsize=popsize,
             seed=int(seed or 0),
             x0={n: float(v) for n, v in x0.items()} if x0 is not None else None,
-            sigma0=_plain(sigma0),
+            sigma0=plain(sigma0),
             space=space,
             lr_adapt=lr_adapt,
             separable=separable,
             max_retry=max_retry,
             include_start=include_start,
         )
-        if space is not None:
+        if space:
             self._options.evolution(space)  # a wrong start shows here
         self._sources = source_studies
         self._surplus = surplus
@@ -220,7 +220,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         definition = taker.generations.definition
         asked = self._asked.get(_key(study, trial.number))
         slot = asked.slot if asked else None
-        if asked and param_name in asked.drawn and _fits(param_distribution, asked, param_name):
+        if asked and asked.has(param_name, param_distribution):
             return asked.drawn[param_name]
         if asked and slot and asked.space is None:
             for name, distribution in numerical({param_name: param_distribution}).items():
@@ -297,29 +297,10 @@ class GenerationalCmaEsSampler(BaseSampler):
         """Whether ``study.optimize`` ends with this trial, because the last generation does."""
         if self._limit is None or not study._thread_local.in_optimize_loop:
             return False
-        left = self.generations(study)
-        if left.number != self._limit - 1:
-            return left.number >= self._limit
-        if state == TrialState.FAIL and left.failures(slot.index) < left.definition.max_retry:
-            return False
-        running = {t.number for owners in left.running.values() for t in owners}
-        return running == {trial.number} and not left.free()
+        failed = state == TrialState.FAIL
+        return self.generations(study).ends_with(trial, slot, self._limit, failed=failed)
 
 
 def _key(study: Study, *trial_number: int) -> _Key:
     """Tell studies apart, also those of one name in two storages."""
     return id(study._storage), study._study_id, *trial_number
-
-
-def _fits(distribution: BaseDistribution, asked: Asked, name: str) -> bool:
-    """Whether what was drawn is within the range that the objective asks for."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(asked.drawn[name]))
-    except (TypeError, ValueError):
-        return False
-
-
-def _plain(widths: Widths | None) -> Widths | None:
-    if isinstance(widths, Mapping):
-        return {n: float(v) for n, v in widths.items()}
-    return None if widths is None else float(widths)

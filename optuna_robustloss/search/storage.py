@@ -158,7 +158,10 @@ def _passing_at_first(error: BaseException, races: Iterator[int]) -> Passing | N
         # Another worker is making the same tables.
         return "busy" if next(races, None) is not None else None
     kind = passing(error)
-    crowded = re.search(r"starting up|shutting down|recovery|too many|Too many", str(cause))
+    crowded = re.search(
+        r"starting up|shutting down|recovery|[Tt]oo many|closed the connection|Lost connection",
+        str(cause),
+    )
     return kind if kind == "busy" or crowded else None
 
 

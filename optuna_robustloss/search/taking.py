@@ -14,10 +14,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_robustloss.search.bulk import write_trial
 from optuna_robustloss.search.claims import NO_CLAIM, Slot
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import Heartbeat, Watch, fail, now
+from optuna_robustloss.search.writing import write_trial
 
 Surplus = Literal["wait", "replicate"]
 _logger = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class SlotTaker:
         """Bring ``generations`` up to date; trials of lost workers are failed on the way."""
         with self.lock:  # reading too: an older reading must not come after a newer one
             trials = self._storage.get_all_trials(self.study._study_id, deepcopy=False)
+            if len(trials) < self.generations.seen:  # a new study with the old one's number
+                self.generations = Generations(self.generations.definition, self.study.direction)
             self.generations.update(trials)
             running = [t for owners in self.generations.running.values() for t in owners]
         if not isinstance(self._storage, InMemoryStorage):

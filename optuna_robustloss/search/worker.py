@@ -121,30 +121,42 @@ class _Worker:
 
     def ask(self, count: int) -> list[Trial]:
         """Ask for up to ``count`` trials; none if the study is done."""
-        self.reap()
+        while True:
+            self.reap()
+            trials: list[Trial] = []
+            try:
+                for _ in range(self._count(count)):
+                    trials.append(self._ask())
+            except SearchFinished:
+                pass
+            except UpdateFinishedTrialError:  # the lease ran out before the trial had begun
+                if not trials:
+                    continue
+            except BaseException:
+                self._give_back(trials)
+                raise
+            return trials
+
+    def _count(self, count: int) -> int:
+        """Wait until there is something to ask for, and return for how many trials."""
         spec, sampler = self._objective.spec, self._study.sampler
-        trials: list[Trial] = []
-        try:
-            if isinstance(sampler, GenerationalCmaEsSampler):
-                sampler.wait(self._study)  # a worker that only waits needs no trial
-                count = max(1, min(count, len(sampler.generations(self._study).free())))
-            else:
-                count = min(count, spec.n_trials - trials_done(self._study, spec))
-                enqueue_start(self._study, spec)  # again, if the first try was interrupted
-            while len(trials) < count:
-                trials.append(self._ask())
-        except SearchFinished:
-            pass
-        except BaseException:
-            self._give_back(trials)
-            raise
-        return trials
+        if isinstance(sampler, GenerationalCmaEsSampler):
+            sampler.wait(self._study)  # a worker that only waits needs no trial
+            return max(1, min(count, len(sampler.generations(self._study).free())))
+        count = min(count, spec.n_trials - trials_done(self._study, spec))
+        if count > 0:
+            enqueue_start(self._study, spec)  # again, if the first try was interrupted
+        return count
 
     def _ask(self) -> Trial:
         trial = self._study.ask()
-        if not isinstance(self._storage, InMemoryStorage):
-            beat(self._storage, trial._trial_id)
-        self._beats.hold(self._storage, trial._trial_id)
+        try:
+            if not isinstance(self._storage, InMemoryStorage):
+                beat(self._storage, trial._trial_id)
+            self._beats.hold(self._storage, trial._trial_id)
+        except BaseException:
+            self._give_back([trial])
+            raise
         return trial
 
     def work(self, trials: list[Trial]) -> None:

@@ -21,8 +21,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.search import bulk
-from optuna_robustloss.search.bulk import read_trials, write_trial
+from optuna_robustloss.search.bulk import read_trials
 from optuna_robustloss.search.patience import PatientStorage
+from optuna_robustloss.search.writing import write_trial
 
 KINDS = {
     "lr": (FloatDistribution(1e-5, 1.0, log=True), st.floats(1e-5, 1.0)),
@@ -183,8 +184,8 @@ def test_a_study_that_is_not_there(storage):
 def test_unknown_tables_are_left_to_optuna(storage, monkeypatch):
     study = new_study(storage)
     storage.create_new_trial(study)
-    monkeypatch.setitem(bulk._COLUMNS, "TrialModel", ("trial_id", "number"))
-    bulk._tables.cache_clear()
+    monkeypatch.setitem(bulk.COLUMNS, "TrialModel", ("trial_id", "number"))
+    bulk.tables_of_optuna.cache_clear()
     try:
         assert read_trials(storage, study, None, set(), -1) is None
         assert len(storage.get_all_trials(study)) == 1
@@ -192,7 +193,7 @@ def test_unknown_tables_are_left_to_optuna(storage, monkeypatch):
         write_trial(storage, trial, {"x": 0.5}, {"x": FloatDistribution(0, 1)}, {})
         assert storage.get_trial(trial).params == {"x": 0.5}
     finally:
-        bulk._tables.cache_clear()
+        bulk.tables_of_optuna.cache_clear()
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])

@@ -51,14 +51,21 @@ def clock():
     return Clock()
 
 
+def look_on(watch, clock, trial, until):
+    """Look at a trial every second; whether it is stale at last."""
+    while clock.time + 1 < until:
+        clock.time += 1
+        watch.stale(trial)
+    clock.time = until
+    return watch.stale(trial)
+
+
 @pytest.mark.parametrize("sign", [ELSEWHERE, None])
 def test_a_lease_runs_out_when_nothing_changes(clock, sign):
     watch = Watch(lease=10.0, clock=clock)
     assert not watch.stale(trial_with(sign))
-    clock.time = 10.0
-    assert not watch.stale(trial_with(sign))
-    clock.time = 10.1
-    assert watch.stale(trial_with(sign))
+    assert not look_on(watch, clock, trial_with(sign), 10.0)
+    assert look_on(watch, clock, trial_with(sign), 10.1)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +80,20 @@ def test_a_lease_runs_out_when_nothing_changes(clock, sign):
 def test_any_change_renews_the_lease(clock, changed):
     watch = Watch(lease=10.0, clock=clock)
     watch.stale(trial_with(ELSEWHERE))
-    clock.time = 9.0
-    assert not watch.stale(changed)
-    clock.time = 18.0
-    assert not watch.stale(changed)
-    clock.time = 20.0
-    assert watch.stale(changed)
+    assert not look_on(watch, clock, trial_with(ELSEWHERE), 8.0)
+    assert not look_on(watch, clock, changed, 9.0)
+    assert not look_on(watch, clock, changed, 19.0)
+    assert look_on(watch, clock, changed, 20.0)
+
+
+def test_after_a_pause_half_of_the_lease_is_watched_again(clock):
+    """Nobody could give a sign of life while the database was away."""
+    watch = Watch(lease=10.0, clock=clock)
+    watch.stale(trial_with(ELSEWHERE))
+    clock.time = 1e6
+    assert not watch.stale(trial_with(ELSEWHERE))
+    assert not look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5)
+    assert look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5.1)
 
 
 def test_a_watch_that_was_away_itself_accuses_nobody_who_moved(clock):

@@ -50,9 +50,6 @@ class TestSingleOnly(SingleOnlySamplerTestCase or object):
     def sampler(self):
         return lambda: GenerationalCmaEsSampler(4, seed=0)
 
-    def test_raise_error_for_samplers_during_multi_objectives(self, sampler):
-        super().test_raise_error_for_samplers_during_multi_objectives(sampler)
-
 
 # MultiObjectiveSamplerTestCase does not apply: the sampler is for one objective.
 
@@ -108,8 +105,9 @@ def test_one_sampler_for_two_studies_of_the_same_name():
     assert first.trials[0].params == second.trials[0].params
 
 
-def test_a_study_that_was_deleted_and_made_again_begins_anew():
-    study = make()
+@pytest.mark.parametrize("database", [False, True])  # SQLite uses the study's number again
+def test_a_study_that_was_deleted_and_made_again_begins_anew(database, tmp_path):
+    study = make(f"sqlite:///{tmp_path}/s.db" if database else None)
     study.optimize(line, n_trials=5)
     optuna.delete_study(study_name="s", storage=study._storage)
     again = optuna.create_study(study_name="s", storage=study._storage, sampler=study.sampler)

@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_robustloss.search import patience as waiting
-from optuna_robustloss.search.bulk import write_trial
 from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.search.writing import write_trial
 
 from . import postgres
 from .test_open_storage import closed_port
@@ -68,13 +68,17 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
     servers[2].stop(None).wait()
 
 
-def test_a_connection_to_what_is_now_a_standby_is_given_up(postgres_url):
-    storage = open_storage(postgres_url, patience=20)
+def test_a_connection_to_what_is_now_a_standby_is_given_up(postgres_url, log):
+    storage = open_storage(postgres_url, patience=5)
     storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-    with storage.engine.begin() as connection:  # it goes back to the pool like this
+    connections = [storage.engine.connect() for _ in range(2)]  # all that the pool keeps
+    for connection in connections:
         connection.execute(sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+        connection.commit()
+        connection.close()
     storage.set_study_user_attr(1, "a", 1)
     assert storage.get_study_user_attrs(1) == {"a": 1}
+    assert "read-only" in log()[0].getMessage()
     storage.engine.dispose()
 
 

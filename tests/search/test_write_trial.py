@@ -10,9 +10,9 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_sto
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from optuna_robustloss.search import bulk
-from optuna_robustloss.search.bulk import write_trial
+from optuna_robustloss.search import writing
 from optuna_robustloss.search.patience import PatientStorage
+from optuna_robustloss.search.writing import write_trial
 
 from . import postgres
 from .test_bulk import PARAMS, SPACE, new_study
@@ -93,17 +93,18 @@ def test_a_finished_trial_is_not_touched(any_storage):
         write_trial(any_storage, 12345, PARAMS, SPACE, ATTRS)
 
 
-def test_three_statements_in_one_transaction(storage):
+def test_four_statements_in_one_transaction(storage):
+    """The first takes the lock, which another database does with the second."""
     trial = storage.create_new_trial(new_study(storage))
     said = statements(storage.engine)
     commits = []
     sa.event.listen(storage.engine, "commit", commits.append)
     write_trial(get_storage(storage), trial, PARAMS, SPACE, ATTRS)
-    assert [text.split()[0] for text in said] == ["SELECT", "INSERT", "INSERT"]
+    assert [text.split()[0] for text in said] == ["UPDATE", "SELECT", "INSERT", "INSERT"]
     assert len(commits) == 1
     said.clear()
     write_trial(storage, trial, {}, {}, {"generation": 4})
-    assert [text.split()[0] for text in said] == ["SELECT", "INSERT"]
+    assert [text.split()[0] for text in said] == ["UPDATE", "SELECT", "INSERT"]
     assert storage.get_trial(trial).system_attrs == {**ATTRS, "generation": 4}
 
 
@@ -131,7 +132,7 @@ def test_what_is_no_json_or_no_parameter_writes_nothing(storage):
 
 
 def test_another_dialect_gets_its_attributes_without_an_upsert(storage, monkeypatch):
-    monkeypatch.setattr(bulk, "_UPSERTS", {})
+    monkeypatch.setattr(writing, "_UPSERTS", {})
     trial = storage.create_new_trial(new_study(storage))
     storage.set_trial_system_attr(trial, "generation", 2)
     storage.set_trial_system_attr(trial, "kept", 1)
@@ -144,7 +145,7 @@ def test_the_mysql_statement_updates_what_is_there():
     connection = SimpleNamespace(
         dialect=sa.dialects.mysql.dialect(), execute=lambda statement, rows: said.append(statement)
     )
-    bulk._write_attrs(connection, 1, [{"trial_id": 1, "key": "a", "value_json": "1"}])
+    writing._write_attrs(connection, 1, [{"trial_id": 1, "key": "a", "value_json": "1"}])
     text = " ".join(str(said[0].compile(dialect=connection.dialect)).split())
     assert text.startswith("INSERT INTO trial_system_attributes (")
     assert "ON DUPLICATE KEY UPDATE value_json = " in text
