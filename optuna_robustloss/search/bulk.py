@@ -36,6 +36,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 #: Up to so many trials are named one by one in a query.
 _FEW = 500
 
+_Time = Callable[[datetime | None], datetime | None]
+
 _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
@@ -51,7 +53,7 @@ def tables_of_optuna() -> dict[str, sa.Table] | None:
     return tables
 
 
-def _reader(time: str) -> Callable[[datetime | None], datetime | None] | None:
+def _reader(time: str) -> _Time | None:
     """Return how Optuna makes a trial's time of the column; None if that is not as known here.
 
     Since 5.0 a property converts the column, which is in UTC; before, it was the column itself.
@@ -124,21 +126,52 @@ def read_trials(
         elif included:
             later = sa.or_(later, table.trial_id.in_(included))
         scope.append(later)
-    wanted = sa.select(*(table[name] for name in ("trial_id", "number", "state", *_TIMES)))
     with transaction(storage) as connection:
-        # The trials first: nothing changes in those that are finished by then.
-        trials = [
-            row
-            for row in connection.execute(wanted.where(*scope).order_by(table.trial_id)).all()
-            if row[0] > trial_id_greater_than or row[0] in included
-        ]
-        if not trials:
+        found = _read(
+            connection, scope, lambda i: i > trial_id_greater_than or i in included, start, complete
+        )
+        if not found:
             study = models.StudyModel.study_id
             if connection.scalar(sa.select(study).where(study == study_id)) is None:
                 raise KeyError(models.NOT_FOUND_MSG)
-            return []
-        rows = {row[0]: _Rows() for row in trials}
-        _read_rows(connection, tables, scope, rows)
+    return found
+
+
+def read_trial(storage: RDBStorage, trial_id: int) -> FrozenTrial | None:
+    """Return what ``RDBStorage.get_trial`` returns, in plain columns; None as ``read_trials``.
+
+    Raises:
+        KeyError: there is no such trial.
+
+    """
+    tables, start, complete = tables_of_optuna(), *(_reader(time) for time in _TIMES)
+    if tables is None or start is None or complete is None:
+        return None
+    scope = [tables["TrialModel"].c.trial_id == trial_id]
+    with transaction(storage) as connection:
+        found = _read(connection, scope, lambda _: True, start, complete)
+    if not found:
+        raise KeyError(models.NOT_FOUND_MSG)
+    return found[0]
+
+
+def _read(
+    connection: sa.Connection,
+    scope: Sequence[sa.ColumnElement[bool]],
+    wanted: Callable[[int], bool],
+    start: _Time,
+    complete: _Time,
+) -> list[FrozenTrial]:
+    tables = tables_of_optuna() or {}
+    table = tables["TrialModel"].c
+    query = sa.select(*(table[name] for name in ("trial_id", "number", "state", *_TIMES)))
+    # The trials first: nothing changes in those that are finished by then.
+    found = connection.execute(query.where(*scope).order_by(table.trial_id)).all()
+    trials = [row for row in found if wanted(row[0])]
+    if not trials:
+        return []
+    rows = {row[0]: _Rows() for row in trials}
+    _read_rows(connection, tables, scope, rows)
     return [
         FrozenTrial(
             number=number,

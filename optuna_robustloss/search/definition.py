@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import distribution_to_json, json_to_distribution
@@ -53,7 +54,7 @@ class Definition:
             if unknown:
                 raise ValueError(f"{option} names {sorted(unknown)}, which search_space does not")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Eight hexadecimal digits that claims carry."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:8]

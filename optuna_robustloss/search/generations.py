@@ -130,6 +130,12 @@ class Generations:
             t for (_, replicate), owners in self.running.items() if not replicate for t in owners
         ]
 
+    def late(self) -> list[FrozenTrial]:
+        """Return the repetitions that still run when every candidate has its value."""
+        if self.waits_for() or self.free():
+            return []
+        return [t for owners in self.running.values() for t in owners]
+
     def replicates(self) -> Iterator[Slot]:
         """Return the repetitions nobody holds, round by round."""
         candidates = [i for i in range(self.definition.popsize) if not self.given_up(i)]
@@ -153,8 +159,8 @@ class Generations:
     # What CMA-ES hears
 
     def _complete(self) -> bool:
-        # A repetition is under way only if some candidate had no value when it was claimed, so
-        # waiting for it cannot go on for ever, and nobody can close the generation without it.
+        # Nobody closes a generation while a claim on it runs, so that all agree what was told:
+        # a repetition is told if it ends before its claim is taken from it, else not.
         if self.running:
             return False
         return all(self._filled((i, 0)) or self.given_up(i) for i in range(self.definition.popsize))
@@ -202,17 +208,20 @@ class Generations:
         """Return each complete candidate's value, to be minimised; averaged over repetitions."""
         rounds: dict[int, dict[int, float]] = defaultdict(dict)
         for (index, replicate), trials in sorted(self._finished[self.number].items()):
-            complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-            if complete:
-                rounds[replicate][index] = self._sign * float(complete[0].value or 0.0)
+            first = self._representative(index)
+            for trial in sorted(trials, key=lambda t: -t.number):
+                # What was repeated may have been enqueued, and have failed since.
+                same = first is not None and trial.params == first.params
+                if same and trial.state == TrialState.COMPLETE and trial.value is not None:
+                    rounds[replicate][index] = self._sign * float(trial.value)
         return average(rounds)
 
     def _point(self, index: int, trial: FrozenTrial | None) -> dict[str, Any]:
         """Return the parameters evaluated on a slot: those of its trial, else the drawn ones."""
-        point = self.candidate(index)
-        if trial is not None:
-            point |= {n: v for n, v in trial.params.items() if n in point}
-        return point
+        space = self.space or {}
+        params = trial.params if trial is not None else {}
+        drawn = {} if params.keys() >= space.keys() else self.candidate(index)
+        return {name: params.get(name, drawn.get(name)) for name in space}
 
     def candidate(self, index: int) -> dict[str, Any]:
         """Return what is drawn for a slot of the present generation; empty if no space is known."""

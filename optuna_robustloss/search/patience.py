@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, exc
 
-from optuna_robustloss.search.bulk import read_trials
+from optuna_robustloss.search.bulk import read_trial, read_trials
 from optuna_robustloss.search.outage import Passing, grpc_passing, passing, reason
 from optuna_robustloss.search.passwords import safe_url
 from optuna_robustloss.search.writing import touch
@@ -40,6 +40,9 @@ _SESSION = {
     "mysql": ("SET SESSION wait_timeout = 60",),
     "mariadb": ("SET SESSION wait_timeout = 60",),
 }
+
+#: The user's own random numbers stay theirs, and forked workers do not share ours.
+_random = random.SystemRandom()
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -115,7 +118,7 @@ class Patience:
                 )
             if kind == "away" or gone > _UNUSUAL:
                 self._away(started, said)
-            time.sleep(min(pause * random.uniform(0.5, 1.0), self.seconds - gone))
+            time.sleep(min(pause * _random.uniform(0.5, 1.0), self.seconds - gone))
             pause = min(2 * pause, self.longest)
 
     def _away(self, started: float, said: str) -> None:
@@ -259,6 +262,11 @@ class PatientStorage(_Patient, RDBStorage):
         """
         if self.engine.name == "sqlite":
             self.scoped_session().execute(touch(trial_id))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial, in plain columns as all others."""
+        trial = read_trial(self, trial_id)
+        return super().get_trial(trial_id) if trial is None else trial
 
     def _get_trials(
         self,

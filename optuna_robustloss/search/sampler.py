@@ -57,7 +57,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         separable: keep the covariance diagonal (Ros and Hansen 2008), for many parameters.
         surplus: what a worker does when all slots are taken: ``"wait"`` for the generation, or
             ``"replicate"``: while at least half of the candidates are running, evaluate one of
-            them once more, see ``replicate_of``; CMA-ES is told averages.
+            them once more; CMA-ES is told averages of what is ready when the last candidate is.
         max_retry: evaluations of a candidate after its first, if its objective fails.
         max_wait: seconds to wait for a generation before ``GenerationTimeoutError``.
         lease: seconds without a sign of life after which a running trial counts as lost and

@@ -7,9 +7,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -18,6 +20,9 @@ from optuna_robustloss.search.claims import NO_CLAIM, Slot
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.lease import Heartbeat, Watch, fail, now
 from optuna_robustloss.search.writing import write_trial
+
+#: The user's own random numbers stay theirs, and forked workers do not share ours.
+_random = random.SystemRandom()
 
 Surplus = Literal["wait", "replicate"]
 _logger = logging.getLogger(__name__)
@@ -66,16 +71,31 @@ class SlotTaker:
         return self.study._storage
 
     def read(self) -> Generations:
-        """Bring ``generations`` up to date; trials of lost workers are failed on the way."""
+        """Bring ``generations`` up to date.
+
+        On the way trials of lost workers are failed, and repetitions that are late are let go.
+        """
         with self.lock:  # reading too: an older reading must not come after a newer one
-            trials = self._storage.get_all_trials(self.study._study_id, deepcopy=False)
-            if len(trials) < self.generations.seen:  # a new study with the old one's number
-                self.generations = Generations(self.generations.definition, self.study.direction)
-            self.generations.update(trials)
+            self._update()
+            while late := self.generations.late():
+                for trial in late:
+                    self._take_claim(trial)
+                self._update()
             running = [t for owners in self.generations.running.values() for t in owners]
         if not isinstance(self._storage, InMemoryStorage):
             self._fail_stale(running)
         return self.generations
+
+    def _update(self) -> None:
+        trials = self._storage.get_all_trials(self.study._study_id, deepcopy=False)
+        if len(trials) < self.generations.seen:  # a new study with the old one's number
+            self.generations = Generations(self.generations.definition, self.study.direction)
+        self.generations.update(trials)
+
+    def _take_claim(self, trial: FrozenTrial) -> None:
+        """Take its claim from a running trial: its value will not be told."""
+        with suppress(UpdateFinishedTrialError):  # it has just ended, and will be told
+            write_trial(self._storage, trial._trial_id, {}, {}, NO_CLAIM)
 
     def _fail_stale(self, running: Iterable[FrozenTrial]) -> None:
         for trial in running:
@@ -120,7 +140,7 @@ class SlotTaker:
             if waited > self.max_wait:
                 raise GenerationTimeoutError(self._why_it_waits())
             pause = min(max(0.1 * waited, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            time.sleep(pause * _random.uniform(0.5, 1.5))
 
     def _choose(self, fixed: bool, favourite: int | None) -> Slot | Literal["wait"] | None:
         now_ = self.generations
@@ -130,21 +150,16 @@ class SlotTaker:
             )
         if free := now_.free():
             if favourite is None:
-                return random.choice(free)
+                return _random.choice(free)
             return min(free, key=lambda slot: (slot.index - favourite) % now_.definition.popsize)
         under_way = {t.number for owners in now_.running.values() for t in owners}
         mine = [n for n in self.held() if n in under_way]
         if fixed:
             return None if mine else "wait"
         waits_for = now_.waits_for()
-        if mine and waits_for:
+        if mine:
             self._warn_of_batch()
             return self._replicate()
-        if mine:
-            # Only repetitions of our own are under way, and this thread asks instead of telling.
-            for number in mine:
-                self.give_back(number)
-            return "wait"
         if self.surplus == "replicate" and 2 * len(waits_for) >= now_.definition.popsize:
             return self._replicate()
         return "wait"
@@ -155,14 +170,7 @@ class SlotTaker:
             if nearest and slot.replicate > nearest[0].replicate:
                 break
             nearest.append(slot)
-        return random.choice(nearest) if nearest else "wait"
-
-    def give_back(self, trial_number: int) -> None:
-        """Take the claim of one of our own running trials back; its value will not be told."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(
-            self.study._study_id, trial_number
-        )
-        write_trial(self._storage, trial_id, {}, {}, NO_CLAIM)
+        return _random.choice(nearest) if nearest else "wait"
 
     def _bid(self, trial: FrozenTrial, slot: Slot) -> bool:
         """Claim a slot; return whether it is ours."""
@@ -176,7 +184,7 @@ class SlotTaker:
             if verdict == "lost" or time.monotonic() > deadline:
                 write_trial(self._storage, trial._trial_id, {}, {}, NO_CLAIM)
                 return False
-            time.sleep(random.uniform(0.005, 0.03))
+            time.sleep(_random.uniform(0.005, 0.03))
 
     def _verdict(self, trial: FrozenTrial, slot: Slot) -> Literal["ours", "lost", "contested"]:
         self.read()

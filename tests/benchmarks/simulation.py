@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.searches import DIMENSIONS, NAMES, SAMPLERS, suggest
+from optuna_robustloss.search import taking
 
 WORKERS = (1, 4, 11, 22, 44, 88)
 POPSIZES = (11, 24)
@@ -88,12 +89,19 @@ class Run:
         return next(value for at, value in reversed(self.course) if at <= time)
 
 
-def simulate(sampler: str, problem: Problem, popsize: int, workers: int, budget: int) -> Run:
-    """Let workers run until the budget is asked for, and all have told.
+def simulate(
+    sampler: str,
+    problem: Problem,
+    popsize: int,
+    workers: int,
+    budget: float,
+    until: float = math.inf,
+) -> Run:
+    """Let workers run until the budget is asked for, or until a time, and all have told.
 
     A sampler with generations goes on with the one that is begun by then.
     """
-    random.seed(problem.seed)  # ours chooses among free slots with it
+    taking._random = random.Random(problem.seed)  # ours chooses among free slots with it
     search = SAMPLERS[sampler](popsize, workers, problem.seed)
     f = problem.function()
     noise = np.random.default_rng([problem.seed, 2])
@@ -103,7 +111,7 @@ def simulate(sampler: str, problem: Problem, popsize: int, workers: int, budget:
     clock, asked, state = 0.0, 0, search.state()
     course = [(0.0, f(state.mean))]
     while True:
-        while idle and search.may_ask(idle[-1], asked >= budget):
+        while idle and search.may_ask(idle[-1], asked >= budget or clock >= until):
             worker = idle.pop()
             trial = search.ask(worker)
             value = f(suggest(trial)) + problem.noise * noise.standard_normal()
@@ -136,10 +144,17 @@ def cases(quick: bool) -> list[tuple[str, int, int]]:
 
 
 def runs(quick: bool, seeds: int) -> Iterator[Run]:
-    """Simulate all cases; `quick` is fewer of them, and half of the generations."""
+    """Simulate all cases; `quick` is fewer of them, and half of the generations.
+
+    Repetitions use workers that would wait, so they get the time that waiting takes.
+    """
     generations = GENERATIONS // 2 if quick else GENERATIONS
-    for (name, popsize, workers), seed, sampler in product(cases(quick), range(seeds), SAMPLERS):
-        yield simulate(sampler, Problem(name, seed), popsize, workers, popsize * generations)
+    for (name, popsize, workers), seed in product(cases(quick), range(seeds)):
+        case = (Problem(name, seed), popsize, workers)
+        yield simulate("CmaEsSampler", *case, popsize * generations)
+        waiting = simulate("ours, wait", *case, popsize * generations)
+        yield waiting
+        yield simulate("ours, replicate", *case, math.inf, waiting.end)
 
 
 def summary(done: list[Run]) -> list[dict[str, Any]]:

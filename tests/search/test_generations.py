@@ -185,7 +185,6 @@ def test_the_parameters_told_are_those_evaluated(monkeypatch):
     assert order_told(history, monkeypatch)[:3] == [4.25, -4.25, drawn]
 
 
-@pytest.mark.xfail(strict=True, reason="it is averaged with the value of other parameters")
 def test_a_repetition_of_other_parameters_does_not_count(monkeypatch):
     history = History()
     enqueued = {"x": 4.0, "y": 0.5}

@@ -260,7 +260,7 @@ def test_ctrl_c_ends_the_wait(storage, monkeypatch):
 def test_the_pauses_grow_to_the_longest(storage, monkeypatch):
     pauses = []
     monkeypatch.setattr(waiting.time, "sleep", pauses.append)
-    monkeypatch.setattr(waiting.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(waiting._random, "uniform", lambda low, high: high)
     storage.patience = Patience("sqlite:///s.db", 60.0, shortest=0.1, longest=1.0)
     with failing(storage, 6):
         storage.get_all_studies()
