@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from optuna_robustloss.report.options import (
 )
 from optuna_robustloss.report.progress import SearchProgress, bar
 from optuna_robustloss.report.tables import (
+    comparison_json,
     comparison_table,
     generation_table,
     selection_table,
@@ -36,6 +36,7 @@ from optuna_robustloss.report.terminal import (
     clear_errors,
     console,
     errors,
+    say,
     set_up_process,
     writable,
 )
@@ -139,7 +140,7 @@ def search(
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         objective.tasks(0)  # what is missing shows before a study is made
         study = studies.create_study(study_spec, open_storage(url, create=True), name)
-        console.print(f"study {name!r} in {safe_url(url)}")
+        say(f"study {name!r} in {safe_url(url)}")
         _work(study, objective, trials)
         if not studies.finished_study(study, study_spec):
             console.print(_done(study, study_spec))
@@ -159,8 +160,8 @@ def search(
                     device=objective.device,
                     root=root,
                 )
-        console.print(f"database: {safe_url(url)}")
-        console.print(f"loss: {path}")
+        say(f"database: {safe_url(url)}")
+        say(f"loss: {path}")
 
 
 @app.command()
@@ -176,7 +177,7 @@ def init(
         name = study_name or study_spec.name
         url = storage or _default_storage(name)
         studies.create_study(study_spec, open_storage(url, create=True), name)
-        console.print(f"study {name!r} in {safe_url(url)}")
+        say(f"study {name!r} in {safe_url(url)}")
 
 
 @app.command()
@@ -236,7 +237,7 @@ def export(
         study_spec: StudySpec = studies.attach_spec(study, None)
         objective = NoisyLabelObjective(study_spec, device=device, root=root)
         console.print(str(_export(study, objective, out)))
-        console.print(f"loss: {out}")
+        say(f"loss: {out}")
 
 
 @app.command()
@@ -285,15 +286,8 @@ def evaluate(
             root=root,
         )
         if json_file:
-            figures = {
-                "task": spec.model_dump(mode="json"),
-                "seed": seed,
-                "results": [
-                    {"loss": r.name, "scale": r.scale, "test_accuracy": list(r.accuracies)}
-                    for r in results
-                ],
-            }
-            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            text = comparison_json(spec, seed, results)
+            json_file.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from optuna_robustloss.search.select import Selection
 from optuna_robustloss.search.status import Status
+from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.compare import Result
 
 
@@ -27,6 +29,18 @@ def comparison_table(results: Sequence[Result], title: str) -> Table:
         style = "bold" if result.mean == best else None
         table.add_row(name, text, str(len(result.accuracies)), style=style)
     return table
+
+
+def comparison_json(task: TaskSpec, seed: int, results: Sequence[Result]) -> str:
+    """Return the figures of a comparison, with the task, as JSON."""
+    figures = {
+        "task": task.model_dump(mode="json"),
+        "seed": seed,
+        "results": [
+            {"loss": r.name, "scale": r.scale, "test_accuracy": list(r.accuracies)} for r in results
+        ],
+    }
+    return json.dumps(figures, indent=2) + "\n"
 
 
 def generation_table(study: Study) -> Table:

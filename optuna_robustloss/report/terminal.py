@@ -26,6 +26,11 @@ console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 
 
+def say(text: str) -> None:
+    """Print a line as it is: URLs and paths are not broken, so that they can be copied."""
+    console.print(text, soft_wrap=True)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

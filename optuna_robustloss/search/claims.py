@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 _CLAIM = "generational-cma:claim"
+_LET_GO = "generational-cma:let-go"
 _FAILED = "generational-cma:failed"
 #: Everything the sampler writes into a trial begins with this.
 PREFIX = "generational-cma:"
@@ -35,6 +36,14 @@ class Slot:
         """Return the system attribute that claims this slot."""
         value = [self.generation, self.index, self.replicate, trial_number, definition]
         return {_CLAIM: value}
+
+    @property
+    def let_go(self) -> dict[str, Any]:
+        """The system attribute that anybody may write to end a claim on this slot.
+
+        It names the slot: its owner may have moved on to another one meanwhile.
+        """
+        return {_LET_GO: [self.generation, self.index, self.replicate]}
 
 
 #: The system attribute that gives a claim back.
@@ -61,6 +70,8 @@ def slot_of(trial: FrozenTrial, definition: str | None = None) -> Slot | None:
     if not all(type(n) is int and n >= 0 for n in numbers) or numbers[3] != trial.number:
         return None
     if definition is not None and key != definition:
+        return None
+    if trial.system_attrs.get(_LET_GO) == numbers[:3]:
         return None
     return Slot(*numbers[:3])
 

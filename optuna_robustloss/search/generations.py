@@ -130,11 +130,11 @@ class Generations:
             t for (_, replicate), owners in self.running.items() if not replicate for t in owners
         ]
 
-    def late(self) -> list[FrozenTrial]:
+    def late(self) -> list[tuple[Slot, FrozenTrial]]:
         """Return the repetitions that still run when every candidate has its value."""
         if self.waits_for() or self.free():
             return []
-        return [t for owners in self.running.values() for t in owners]
+        return [(Slot(self.number, *k), t) for k, owners in self.running.items() for t in owners]
 
     def replicates(self) -> Iterator[Slot]:
         """Return the repetitions nobody holds, round by round."""

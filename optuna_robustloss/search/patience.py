@@ -15,31 +15,18 @@ from typing import Any, TypeVar
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 
 from optuna_robustloss.search.bulk import read_trial, read_trials
 from optuna_robustloss.search.outage import Passing, grpc_passing, passing, reason
 from optuna_robustloss.search.passwords import safe_url
+from optuna_robustloss.search.sessions import prepare_sessions
 from optuna_robustloss.search.writing import touch
 
 logger = logging.getLogger(__name__)
 
 #: Lock conflicts are everyday life among workers; they are told when they take this many seconds.
 _UNUSUAL = 5.0
-
-#: What a server must know of a session: a worker that was frozen or cut off in a transaction would
-#: keep its locks, and hold up all others, until somebody noticed. After so many seconds the server
-#: ends the session; the worker, if it comes back, repeats the call.
-_SESSION = {
-    "postgresql": (
-        "SET idle_in_transaction_session_timeout = '30s'",
-        "SET tcp_keepalives_idle = 30",
-        "SET tcp_keepalives_interval = 10",
-        "SET tcp_keepalives_count = 3",
-    ),
-    "mysql": ("SET SESSION wait_timeout = 60",),
-    "mariadb": ("SET SESSION wait_timeout = 60",),
-}
 
 #: The user's own random numbers stay theirs, and forked workers do not share ours.
 _random = random.SystemRandom()
@@ -205,14 +192,6 @@ def _all_calls_patient(storage: C) -> C:
     return storage
 
 
-def _set_up(dialect: str, connection: Any, _: Any) -> None:
-    """Set up a new session of a server; ``connection`` is the driver's."""
-    with connection.cursor() as cursor:
-        for statement in _SESSION[dialect]:
-            cursor.execute(statement)
-    connection.commit()
-
-
 @_all_calls_patient
 class PatientStorage(_Patient, RDBStorage):
     """Optuna's storage in a database, which waits while the database is away, and reads faster.
@@ -243,9 +222,7 @@ class PatientStorage(_Patient, RDBStorage):
     ) -> None:
         self.patience = patience if patience is not None else Patience(url, 300.0)
         super().__init__(url, engine_kwargs, **options)
-        if self.engine.name in _SESSION:
-            event.listen(self.engine, "connect", functools.partial(_set_up, self.engine.name))
-            self.engine.dispose()  # of connections made before
+        prepare_sessions(self.engine)
 
     def recover(self, kind: Passing) -> None:
         """Forget the failed session, and the connections to a database that is away."""

@@ -60,10 +60,10 @@ class GenerationalCmaEsSampler(BaseSampler):
             them once more; CMA-ES is told averages of what is ready when the last candidate is.
         max_retry: evaluations of a candidate after its first, if its objective fails.
         max_wait: seconds to wait for a generation before ``GenerationTimeoutError``.
-        lease: seconds without a sign of life after which a running trial counts as lost and
-            its slot is given to another. Workers that have it differ should not.
-        generations: raise ``SearchFinished`` from ``ask`` when so many are complete; stops
-            ``study.optimize`` after the last trial. No limit by default.
+        lease: seconds without a sign of life after which a running trial counts as lost and its
+            slot is given to another; the same for all workers.
+        generations: stop ``study.optimize``, and raise ``SearchFinished`` from ``study.ask``, when
+            so many are complete. No limit by default.
         include_start: make the start itself the first candidate.
 
     Raises:
@@ -245,10 +245,10 @@ class GenerationalCmaEsSampler(BaseSampler):
                 write_trial(storage, trial_id, {}, {}, FAILED)
         except UpdateFinishedTrialError:
             return  # it was taken over
-        if asked and asked.slot and self._is_last(study, trial, asked.slot, state):
-            study.stop()
-
-    # What it is made of
+        if self._limit and asked and asked.slot and study._thread_local.in_optimize_loop:
+            failed = state == TrialState.FAIL
+            if self.generations(study).ends_with(trial, asked.slot, self._limit, failed=failed):
+                study.stop()
 
     def _taker(self, study: Study) -> SlotTaker:
         key = _key(study)
@@ -292,13 +292,6 @@ class GenerationalCmaEsSampler(BaseSampler):
                 return Asked(None, None, {}, over=True)
         with taker.lock:
             return draw(taker.generations, trial, slot)
-
-    def _is_last(self, study: Study, trial: FrozenTrial, slot: Slot, state: TrialState) -> bool:
-        """Whether ``study.optimize`` ends with this trial, because the last generation does."""
-        if self._limit is None or not study._thread_local.in_optimize_loop:
-            return False
-        failed = state == TrialState.FAIL
-        return self.generations(study).ends_with(trial, slot, self._limit, failed=failed)
 
 
 def _key(study: Study, *trial_number: int) -> _Key:

@@ -78,8 +78,8 @@ class SlotTaker:
         with self.lock:  # reading too: an older reading must not come after a newer one
             self._update()
             while late := self.generations.late():
-                for trial in late:
-                    self._take_claim(trial)
+                for slot, trial in late:
+                    self._let_go(slot, trial)
                 self._update()
             running = [t for owners in self.generations.running.values() for t in owners]
         if not isinstance(self._storage, InMemoryStorage):
@@ -92,10 +92,10 @@ class SlotTaker:
             self.generations = Generations(self.generations.definition, self.study.direction)
         self.generations.update(trials)
 
-    def _take_claim(self, trial: FrozenTrial) -> None:
-        """Take its claim from a running trial: its value will not be told."""
+    def _let_go(self, slot: Slot, trial: FrozenTrial) -> None:
+        """End a running trial's claim on a slot: its value will not be told."""
         with suppress(UpdateFinishedTrialError):  # it has just ended, and will be told
-            write_trial(self._storage, trial._trial_id, {}, {}, NO_CLAIM)
+            write_trial(self._storage, trial._trial_id, {}, {}, slot.let_go)
 
     def _fail_stale(self, running: Iterable[FrozenTrial]) -> None:
         for trial in running:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -26,6 +26,7 @@ each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=s
 
 
 @each_distribution
+@settings(deadline=None)
 @given(u=st.floats(-20, 20))
 def test_any_point_becomes_a_value_that_the_distribution_contains(distribution, u):
     value = Axis.of(distribution).external(u)
@@ -34,6 +35,7 @@ def test_any_point_becomes_a_value_that_the_distribution_contains(distribution, 
 
 
 @each_distribution
+@settings(deadline=None)
 @given(u=st.floats(-20, 20))
 def test_a_value_survives_the_way_there_and_back(distribution, u):
     axis = Axis.of(distribution)
@@ -46,6 +48,7 @@ def test_a_value_survives_the_way_there_and_back(distribution, u):
 
 
 @each_distribution
+@settings(deadline=None)
 @given(value=st.floats(-1e9, 1e9))
 def test_values_out_of_range_count_as_the_nearest_bound(distribution, value):
     axis = Axis.of(distribution)

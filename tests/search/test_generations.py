@@ -120,6 +120,7 @@ def test_ties_go_by_slot_whoever_came_first(monkeypatch):
     assert len(orders) == 1
 
 
+@settings(deadline=None)
 @given(st.permutations(range(8)), st.lists(st.integers(0, 8), max_size=5))
 def test_neither_order_nor_number_of_readings_matters(arrival, cuts):
     slots = [Slot(0, i) for i in range(4)] + [Slot(0, i, 1) for i in range(4)]
@@ -273,7 +274,7 @@ def test_repetitions_of_candidates_without_a_value_do_not_count():
     assert average({}) == {}
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 3)), st.floats(-9, 9)))
 def test_a_shift_of_a_round_moves_no_candidate(cells):
     base = {0: {i: float(i * i) for i in range(4)}}
