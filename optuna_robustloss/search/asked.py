@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,11 @@ from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.writing import write_trial
 
 
+def owner() -> tuple[int, int]:
+    """Return what tells this thread from those of other processes: a fork has the same number."""
+    return os.getpid(), threading.get_ident()
+
+
 @dataclass(frozen=True)
 class Asked:
     """The slot, the search space if it is known, what was drawn, and the thread that asked.
@@ -28,7 +34,7 @@ class Asked:
     space: Mapping[str, Numerical] | None
     drawn: Mapping[str, Any]
     over: bool = False
-    thread: int = field(default_factory=threading.get_ident)
+    owner: tuple[int, int] = field(default_factory=owner)
 
     def has(self, name: str, distribution: BaseDistribution) -> bool:
         """Whether a parameter was drawn, within the range that the objective asks for."""

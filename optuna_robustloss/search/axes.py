@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -80,7 +81,7 @@ class Axis:
         low, high = _interval(distribution)
         return cls(distribution, low, high - low)
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[float, float]:
         """The range of u."""
         low, high = _interval(self.distribution)

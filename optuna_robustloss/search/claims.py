@@ -41,9 +41,9 @@ class Slot:
     def let_go(self) -> dict[str, Any]:
         """The system attribute that anybody may write to end a claim on this slot.
 
-        It names the slot: its owner may have moved on to another one meanwhile.
+        Its name has the slot, because the trial may have moved on to another one meanwhile.
         """
-        return {_LET_GO: [self.generation, self.index, self.replicate]}
+        return {f"{_LET_GO}:{self.generation}:{self.index}:{self.replicate}": True}
 
 
 #: The system attribute that gives a claim back.
@@ -71,9 +71,8 @@ def slot_of(trial: FrozenTrial, definition: str | None = None) -> Slot | None:
         return None
     if definition is not None and key != definition:
         return None
-    if trial.system_attrs.get(_LET_GO) == numbers[:3]:
-        return None
-    return Slot(*numbers[:3])
+    slot = Slot(*numbers[:3])
+    return None if slot.let_go.keys() <= trial.system_attrs.keys() else slot
 
 
 def failed_itself(trial: FrozenTrial) -> bool:

@@ -166,6 +166,8 @@ def agree(study: Study, options: Definition, seed: int | None, sources: Sources)
         if sources:
             space, start = estimate_start(sources, study, options.space)
             options = replace(options, space=space, start=start)
+            stored = stored_definition(study)  # the estimate has taken its time
+    if stored is None:
         study._storage.set_study_system_attr(study._study_id, _ATTRIBUTE, options.to_json())
         return options
     if bool(sources) != (stored.start is not None):

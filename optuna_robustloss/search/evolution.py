@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,14 +113,16 @@ class Evolution:
         self.generation += 1
         if self.converged:
             return
-        before = copy.deepcopy(self._cma)
+        before = {
+            k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self._cma).items()
+        }
         with np.errstate(all="ignore"):
             # CMA-ES uses the order of the values only, so their ranks do.
             self._cma.tell([(self._internal(p), float(rank)) for rank, p in enumerate(points)])
             finite = all(np.isfinite(np.frombuffer(part)).all() for part in self.state)
             self.converged = not finite or self._cma.should_stop()
         if not finite:  # all candidates were the same point
-            self._cma = before
+            vars(self._cma).update(before)
 
     def _internal(self, point: Mapping[str, Any]) -> np.ndarray:
         return np.array([axis.internal(point[name]) for name, axis in self.axes.items()])

@@ -127,7 +127,10 @@ class Generations:
     def waits_for(self) -> list[FrozenTrial]:
         """Return the running trials of candidates that have no value yet."""
         return [
-            t for (_, replicate), owners in self.running.items() if not replicate for t in owners
+            trial
+            for (index, replicate), owners in self.running.items()
+            if not (replicate or self._filled((index, 0)) or self.exhausted(index))
+            for trial in owners
         ]
 
     def late(self) -> list[tuple[Slot, FrozenTrial]]:

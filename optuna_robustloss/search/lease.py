@@ -178,21 +178,22 @@ class Watch:
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process of this machine started, in clock ticks; None if it is no more."""
+    """Return when a process started, in clock ticks: 0 if it has ended, None if it is not shown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state in "ZX" else int(fields[18])
+    return 0 if state in "ZX" else int(fields[18])
 
 
 def _alive(sign: SignOfLife) -> bool:
     """Whether the process that gave a sign of life on this machine still exists."""
-    if sign.started:
-        return _started(sign.pid) == sign.started
+    started = _started(sign.pid)
+    if started is not None and sign.started:
+        return started == sign.started
     try:
-        os.kill(sign.pid, 0)
+        os.kill(sign.pid, 0)  # which knows of processes that /proc hides from other users
     except ProcessLookupError:
         return False
     except PermissionError:

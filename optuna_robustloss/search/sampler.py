@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.search.asked import Asked, draw, store
+from optuna_robustloss.search.asked import Asked, draw, owner, store
 from optuna_robustloss.search.axes import Widths, numerical, plain
 from optuna_robustloss.search.claims import FAILED, Slot, slot_of
 from optuna_robustloss.search.definition import Definition, agree
@@ -32,7 +32,8 @@ class GenerationalCmaEsSampler(BaseSampler):
     The state of the optimiser is never stored: each process replays it from the finished trials
     (generation, slot, parameters, value), so that all workers have the same one, bit for bit, and
     nothing in the database is executable. The candidate of a slot is a function of the seed, the
-    generation and the slot; one that a dead worker dropped is drawn again by another. The first
+    generation and the slot; one that a dead worker dropped is drawn again by another, bit by bit
+    the same if their processors round alike. The first
     generation comes from CMA-ES too, whether or not the parameters are known beforehand.
 
     A failed candidate is drawn again ``max_retry`` times and then told as the worst; pruned ones
@@ -113,7 +114,7 @@ class GenerationalCmaEsSampler(BaseSampler):
             space = dict(sorted(numerical(search_space).items()))
         self._seed = seed
         self._options = Definition(
-            popsize=popsize,
+            popsize=int(popsize),
             seed=int(seed or 0),
             x0={n: float(v) for n, v in x0.items()} if x0 is not None else None,
             sigma0=plain(sigma0),
@@ -195,8 +196,6 @@ class GenerationalCmaEsSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return the numerical parameters, if they are known."""
         asked = self._asked.get(_key(study, trial.number))
-        if asked and asked.over:
-            raise TrialPruned("all generations are complete")
         return dict(asked.space or {}) if asked else {}
 
     def sample_relative(
@@ -216,9 +215,11 @@ class GenerationalCmaEsSampler(BaseSampler):
     ) -> Any:
         """Draw one parameter that CMA-ES does not search, or not yet."""
         self._raise_error_if_multi_objective(study)
+        asked = self._asked.get(_key(study, trial.number))
+        if asked and asked.over:
+            raise TrialPruned("all generations are complete")
         taker = self._takers.get(_key(study)) or self._taker(study)
         definition = taker.generations.definition
-        asked = self._asked.get(_key(study, trial.number))
         slot = asked.slot if asked else None
         if asked and asked.has(param_name, param_distribution):
             return asked.drawn[param_name]
@@ -245,10 +246,10 @@ class GenerationalCmaEsSampler(BaseSampler):
                 write_trial(storage, trial_id, {}, {}, FAILED)
         except UpdateFinishedTrialError:
             return  # it was taken over
-        if self._limit and asked and asked.slot and study._thread_local.in_optimize_loop:
+        if self._limit and asked and asked.slot:
             failed = state == TrialState.FAIL
             if self.generations(study).ends_with(trial, asked.slot, self._limit, failed=failed):
-                study.stop()
+                _stop(study)
 
     def _taker(self, study: Study) -> SlotTaker:
         key = _key(study)
@@ -273,9 +274,9 @@ class GenerationalCmaEsSampler(BaseSampler):
 
     def _held(self, study: _Key) -> list[int]:
         """Numbers of the unfinished trials that the calling thread has asked for."""
-        me = threading.get_ident()
+        me = owner()
         asked = list(self._asked.items())
-        return [key[-1] for key, a in asked if key[:-1] == study and a.thread == me]
+        return [key[-1] for key, a in asked if key[:-1] == study and a.owner == me]
 
     def _take(self, study: Study, trial: FrozenTrial) -> Asked:
         taker = self._taker(study)
@@ -286,12 +287,20 @@ class GenerationalCmaEsSampler(BaseSampler):
             try:
                 slot = taker.take(trial)
             except SearchFinished:
-                if not study._thread_local.in_optimize_loop:
+                if not _stop(study):
                     raise
-                study.stop()
                 return Asked(None, None, {}, over=True)
         with taker.lock:
             return draw(taker.generations, trial, slot)
+
+
+def _stop(study: Study) -> bool:
+    """Stop ``study.optimize``; return whether that is what runs the trials."""
+    try:
+        study.stop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _key(study: Study, *trial_number: int) -> _Key:

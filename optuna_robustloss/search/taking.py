@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -29,6 +30,10 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at a generation that is full: a tenth of the time waited, in between.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 5.0
+#: So often are candidates repeated for a thread that asks and never tells.
+_MOST_ROUNDS = 100
+#: Seconds for which a bid may rely on what was read; it is verified by another reading.
+_RECENT = 1.0
 #: Seconds the lower of two trial numbers waits for the higher to give way on a slot.
 _GIVE_WAY = 1.0
 
@@ -65,6 +70,7 @@ class SlotTaker:
     held: Callable[[], Iterable[int]]
     lock: threading.RLock = field(default_factory=threading.RLock)
     _warned: bool = False
+    _read_at: float = -math.inf
 
     @property
     def _storage(self) -> BaseStorage:
@@ -91,6 +97,7 @@ class SlotTaker:
         if len(trials) < self.generations.seen:  # a new study with the old one's number
             self.generations = Generations(self.generations.definition, self.study.direction)
         self.generations.update(trials)
+        self._read_at = time.monotonic()
 
     def _let_go(self, slot: Slot, trial: FrozenTrial) -> None:
         """End a running trial's claim on a slot: its value will not be told."""
@@ -130,6 +137,11 @@ class SlotTaker:
         ``favourite`` keeps trials with neighbouring numbers out of each other's way.
         """
         begin = time.monotonic()
+        with self.lock:
+            if begin - self._read_at < _RECENT and self.generations.free():
+                choice = self._choose(fixed, favourite)
+                if choice != "wait":
+                    return choice
         while True:
             self.read()
             with self.lock:
@@ -159,7 +171,14 @@ class SlotTaker:
         waits_for = now_.waits_for()
         if mine:
             self._warn_of_batch()
-            return self._replicate()
+            slot = self._replicate()
+            if slot != "wait" and slot.replicate > _MOST_ROUNDS:
+                raise GenerationTimeoutError(
+                    f"study {self.study.study_name!r}: this thread has asked for trials {mine} and "
+                    f"asks for more instead of telling: generation {now_.number} waits for them. "
+                    "Tell their values, or study.tell(NUMBER, state=TrialState.FAIL)"
+                )
+            return slot
         if self.surplus == "replicate" and 2 * len(waits_for) >= now_.definition.popsize:
             return self._replicate()
         return "wait"
@@ -175,7 +194,7 @@ class SlotTaker:
     def _bid(self, trial: FrozenTrial, slot: Slot) -> bool:
         """Claim a slot; return whether it is ours."""
         claim = slot.attribute(trial.number, self.generations.definition.key)
-        write_trial(self._storage, trial._trial_id, {}, {}, claim | now().attribute())
+        write_trial(self._storage, trial._trial_id, {}, {}, now().attribute() | claim)
         deadline = time.monotonic() + _GIVE_WAY
         while True:
             verdict = self._verdict(trial, slot)

@@ -84,6 +84,12 @@ def test_a_claim_is_given_back_by_overwriting_it():
     assert all(name.startswith(PREFIX) for name in NO_CLAIM | FAILED)
 
 
+def test_a_claim_that_was_ended_stays_so():
+    attrs = Slot(1, 0, 1).attribute(5, "key") | Slot(1, 0, 1).let_go
+    assert slot_of(trial(attrs)) is None
+    assert slot_of(trial(attrs | Slot(0, 2, 1).let_go)) is None
+
+
 def test_only_a_failed_objective_is_its_own_fault():
     assert failed_itself(trial(FAILED, state=TrialState.FAIL))
     assert not failed_itself(trial({}, state=TrialState.FAIL))

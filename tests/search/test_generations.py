@@ -150,6 +150,15 @@ def test_a_running_repetition_is_waited_for():
     assert (now.number, now.free(), now.waits_for()) == (0, [], [])
 
 
+@pytest.mark.parametrize("state", [COMPLETE, PRUNED, FAIL])
+def test_a_bid_for_a_slot_that_is_taken_is_nothing_to_wait_for(state):
+    history = History(Definition(popsize=4, seed=7, space=SPACE, max_retry=0))
+    for index in range(4):  # whoever reads now closes the generation
+        history.add(index, state if index == 0 else COMPLETE, own=state == FAIL)
+    history.add(0, RUNNING)  # decided on by an older reading, and soon withdrawn
+    assert history.now().waits_for() == []
+
+
 def test_lost_workers_are_not_counted_until_there_are_too_many():
     history = History()
     for index in range(1, 4):

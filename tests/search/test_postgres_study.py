@@ -197,7 +197,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
     subprocess.run(
         [Path(sys.executable).with_name("optuna"), *create], check=True, capture_output=True
     )
-    argv, at = ["worker.py", url, "s", "--spec", str(path)], time.time() + 2
+    argv, at = ["worker.py", "s", "--storage", url, "--spec", str(path)], time.time() + 2
     crew = Crew([zygote], {})
     crew.workers = [zygote.start("script", argv=argv, at=at) for _ in range(20)]
     crew.run(200)

@@ -279,7 +279,7 @@ def test_the_same_seed_gives_the_same_trials_in_another_process(url, tmp_path):
     spec_file = tmp_path / "small.yaml"
     spec_file.write_text(spec.to_json())
     optuna.create_study(storage=url, study_name="theirs", direction="maximize")
-    process = in_another_process(WORKER, url, "theirs", "--spec", spec_file)
+    process = in_another_process(WORKER, "theirs", "--storage", url, "--spec", spec_file)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
     theirs = open_study(url, "theirs")

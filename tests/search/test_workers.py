@@ -234,7 +234,7 @@ def test_two_processes_share_the_slots_and_waste_none(url, tmp_path, surplus):
     """As one would: the same candidates, the same values, whoever trains them."""
     spec = small_spec(surplus=surplus)
     study = create_study(spec, open_storage(url, create=True), "small")
-    command = [sys.executable, str(WORKER), url, "small"]
+    command = [sys.executable, str(WORKER), "small", "--storage", url]
     workers = [
         subprocess.Popen(
             command,
