@@ -75,6 +75,11 @@ def slot_of(trial: FrozenTrial, definition: str | None = None) -> Slot | None:
     return None if slot.let_go.keys() <= trial.system_attrs.keys() else slot
 
 
+def was_let_go(trial: FrozenTrial) -> bool:
+    """Whether a trial lost its slot because it came too late."""
+    return any(key.startswith(_LET_GO) for key in trial.system_attrs)
+
+
 def failed_itself(trial: FrozenTrial) -> bool:
     """Whether the objective failed, rather than the worker."""
     return trial.state == TrialState.FAIL and _FAILED in trial.system_attrs

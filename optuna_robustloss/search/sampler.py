@@ -246,10 +246,12 @@ class GenerationalCmaEsSampler(BaseSampler):
                 write_trial(storage, trial_id, {}, {}, FAILED)
         except UpdateFinishedTrialError:
             return  # it was taken over
-        if self._limit and asked and asked.slot:
+        slot = asked.slot if asked else None
+        in_loop = study._thread_local.in_optimize_loop
+        if self._limit and in_loop and slot and not slot.replicate:
             failed = state == TrialState.FAIL
-            if self.generations(study).ends_with(trial, asked.slot, self._limit, failed=failed):
-                _stop(study)
+            if self.generations(study).ends_with(trial, slot, self._limit, failed=failed):
+                study.stop()
 
     def _taker(self, study: Study) -> SlotTaker:
         key = _key(study)

@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.losses import TaylorLoss
-from optuna_robustloss.search.claims import slot_of
+from optuna_robustloss.search.claims import slot_of, was_let_go
 from optuna_robustloss.search.objective import (
     OPTUNA_GENERATION,
     NoisyLabelObjective,
@@ -148,12 +148,18 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
     return finalists
 
 
+def _repeats(trial: FrozenTrial) -> bool:
+    """Whether a trial only repeats a candidate, in time or too late to be told."""
+    slot = slot_of(trial)
+    return slot.replicate > 0 if slot is not None else was_let_go(trial)
+
+
 def _fitness(study: Study, spec: StudySpec) -> dict[int, float]:
     """Return the fitness of every candidate by trial number; the average of those repeated."""
     complete = {
         t.number: float(t.value or 0.0)
         for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "start" not in t.user_attrs and not getattr(slot_of(t), "replicate", 0)
+        if "start" not in t.user_attrs and not _repeats(t)
     }
     generations = read_generations(study) if spec.sampler == "generational" else None
     told = generations.averages if generations is not None else {}

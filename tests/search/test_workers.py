@@ -258,3 +258,11 @@ def test_two_processes_share_the_slots_and_waste_none(url, tmp_path, surplus):
         expected = {slot_of(t): (t.params, t.value) for t in alone.trials}
         assert {slot_of(t): (t.params, t.value) for t in trials} == expected
         assert read_generations(study).means == read_generations(alone).means
+
+
+def test_a_repetition_that_was_let_go_is_no_finalist(repeating):
+    study, spec, trial = repeating
+    assert finished_study(study, spec)  # reading lets it go
+    before = [f.name for f in candidates(study, spec)]
+    study.tell(trial, 1.0)
+    assert [f.name for f in candidates(study, spec)] == before
