@@ -17,6 +17,23 @@ from optuna_robustloss.search.claims import Slot
 from optuna_robustloss.search.generations import Generations
 from optuna_robustloss.search.writing import write_trial
 
+#: A study, or a trial of one.
+Key = tuple[int, ...]
+
+
+def key_of(study: Study, *trial_number: int) -> Key:
+    """Tell studies apart, also those of one name in two storages."""
+    return id(study._storage), study._study_id, *trial_number
+
+
+def stopped(study: Study) -> bool:
+    """Stop ``study.optimize``; return whether that is what runs the trials."""
+    try:
+        study.stop()
+    except RuntimeError:
+        return False
+    return True
+
 
 def owner() -> tuple[int, int]:
     """Return what tells this thread from those of other processes: a fork has the same number."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-_CLAIM = "generational-cma:claim"
-_LET_GO = "generational-cma:let-go"
-_FAILED = "generational-cma:failed"
 #: Everything the sampler writes into a trial begins with this.
 PREFIX = "generational-cma:"
+_CLAIM = PREFIX + "claim"
+_LET_GO = PREFIX + "let-go"
+_FAILED = PREFIX + "failed"
 
 
 @dataclass(frozen=True)

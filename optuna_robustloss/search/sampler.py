@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.search.asked import Asked, draw, owner, store
+from optuna_robustloss.search.asked import Asked, Key, draw, key_of, owner, stopped, store
 from optuna_robustloss.search.axes import Widths, numerical, plain
 from optuna_robustloss.search.claims import FAILED, Slot, slot_of
 from optuna_robustloss.search.definition import Definition, agree
@@ -22,8 +22,6 @@ from optuna_robustloss.search.taking import SearchFinished, SlotTaker, Surplus
 from optuna_robustloss.search.warm_start import Sources
 from optuna_robustloss.search.writing import write_trial
 from optuna_robustloss.tasks.seeds import derive_seed
-
-_Key = tuple[int, ...]
 
 
 class GenerationalCmaEsSampler(BaseSampler):
@@ -135,8 +133,8 @@ class GenerationalCmaEsSampler(BaseSampler):
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
-        self._takers: dict[_Key, SlotTaker] = {}
-        self._asked: dict[_Key, Asked] = {}
+        self._takers: dict[Key, SlotTaker] = {}
+        self._asked: dict[Key, Asked] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
@@ -170,7 +168,7 @@ class GenerationalCmaEsSampler(BaseSampler):
 
     def slot(self, study: Study, trial_number: int) -> Slot | None:
         """Return the slot of a running trial that this sampler object was asked for."""
-        asked = self._asked.get(_key(study, trial_number))
+        asked = self._asked.get(key_of(study, trial_number))
         return asked.slot if asked else None
 
     # What Optuna calls
@@ -183,7 +181,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         try:
             self._raise_error_if_multi_objective(study)
             asked = self._take(study, trial)
-            self._asked[_key(study, trial.number)] = asked
+            self._asked[key_of(study, trial.number)] = asked
             if self._options.space is not None and not asked.over:
                 store(study, trial, asked)
         except BaseException:
@@ -195,7 +193,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the numerical parameters, if they are known."""
-        asked = self._asked.get(_key(study, trial.number))
+        asked = self._asked.get(key_of(study, trial.number))
         return dict(asked.space or {}) if asked else {}
 
     def sample_relative(
@@ -203,7 +201,7 @@ class GenerationalCmaEsSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Return the candidate of the trial's slot."""
         self._raise_error_if_multi_objective(study)
-        asked = self._asked.get(_key(study, trial.number))
+        asked = self._asked.get(key_of(study, trial.number))
         return {n: asked.drawn[n] for n in search_space} if asked else {}
 
     def sample_independent(
@@ -215,10 +213,10 @@ class GenerationalCmaEsSampler(BaseSampler):
     ) -> Any:
         """Draw one parameter that CMA-ES does not search, or not yet."""
         self._raise_error_if_multi_objective(study)
-        asked = self._asked.get(_key(study, trial.number))
+        asked = self._asked.get(key_of(study, trial.number))
         if asked and asked.over:
             raise TrialPruned("all generations are complete")
-        taker = self._takers.get(_key(study)) or self._taker(study)
+        taker = self._takers.get(key_of(study)) or self._taker(study)
         definition = taker.generations.definition
         slot = asked.slot if asked else None
         if asked and asked.has(param_name, param_distribution):
@@ -240,7 +238,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         """Note a failed objective, and let the trial go."""
         storage, trial_id = study._storage, trial._trial_id
         heartbeat(self._lease).release(storage, trial_id)
-        asked = self._asked.pop(_key(study, trial.number), None)
+        asked = self._asked.pop(key_of(study, trial.number), None)
         try:
             if state == TrialState.FAIL:
                 write_trial(storage, trial_id, {}, {}, FAILED)
@@ -254,7 +252,7 @@ class GenerationalCmaEsSampler(BaseSampler):
                 study.stop()
 
     def _taker(self, study: Study) -> SlotTaker:
-        key = _key(study)
+        key = key_of(study)
         with self._lock:
             taker = self._takers.get(key)
             if taker is None or taker.generations.number == 0:
@@ -274,7 +272,7 @@ class GenerationalCmaEsSampler(BaseSampler):
                     self._takers[key] = taker
             return taker
 
-    def _held(self, study: _Key) -> list[int]:
+    def _held(self, study: Key) -> list[int]:
         """Numbers of the unfinished trials that the calling thread has asked for."""
         me = owner()
         asked = list(self._asked.items())
@@ -289,22 +287,8 @@ class GenerationalCmaEsSampler(BaseSampler):
             try:
                 slot = taker.take(trial)
             except SearchFinished:
-                if not _stop(study):
+                if not stopped(study):
                     raise
                 return Asked(None, None, {}, over=True)
         with taker.lock:
             return draw(taker.generations, trial, slot)
-
-
-def _stop(study: Study) -> bool:
-    """Stop ``study.optimize``; return whether that is what runs the trials."""
-    try:
-        study.stop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _key(study: Study, *trial_number: int) -> _Key:
-    """Tell studies apart, also those of one name in two storages."""
-    return id(study._storage), study._study_id, *trial_number
