@@ -35,8 +35,8 @@ from optuna_robustloss.losses import (
 )
 
 if TYPE_CHECKING:
+    from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
     from optuna_robustloss.search.objective import NoisyLabelObjective
-    from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
     from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.suggest import suggest_taylor_loss
     from optuna_robustloss.tasks.spec import TaskSpec
@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
-    "GenerationalCmaEsSampler": "optuna_robustloss.search.sampler",
+    "GenerationalCmaEsSampler": "optuna_robustloss.sampler.sampler",
     "NoisyLabelObjective": "optuna_robustloss.search.objective",
     "StudySpec": "optuna_robustloss.search.spec",
     "TaskSpec": "optuna_robustloss.tasks.spec",

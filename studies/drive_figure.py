@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from optuna_robustloss.benchmark.study import open_benchmark, outcomes
-from optuna_robustloss.report.figure_drive import accuracy_against_drive
-from optuna_robustloss.report.figures import write_html
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.style import write_html
 
 
 def main(

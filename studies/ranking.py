@@ -31,15 +31,15 @@ import torch
 from ranking_tables import print_tables  # the file beside this one
 
 from optuna_robustloss import StudySpec
-from optuna_robustloss.search.claims import slot_of
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import generation_of
-from optuna_robustloss.search.reading import load_spec
 from optuna_robustloss.search.space import LossParameters
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.seeds import derive_seed
+from optuna_robustloss.spec_files import load_spec
 from optuna_robustloss.tasks.prepare import Task, prepare_task
-from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
-from optuna_robustloss.training.ways import Way
+from optuna_robustloss.training.population.backend import Way
 
 Candidates = dict[str, LossParameters]
 Curve = dict[str, list[float]]

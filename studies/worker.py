@@ -12,10 +12,10 @@ import optuna
 import torch
 
 from optuna_robustloss import NoisyLabelObjective
-from optuna_robustloss.search.reading import load_spec
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import attach_spec, open_study
 from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.spec_files import load_spec
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from torch import nn
 
 from optuna_robustloss.losses import ELRLoss, PhasedLoss
-from optuna_robustloss.losses.named import make_loss
-from optuna_robustloss.losses.robust import ScaledLoss
+from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
+from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.tasks.prepare import Task
+from optuna_robustloss.training.evaluation import Run
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
-from optuna_robustloss.training.measure import Run
-from optuna_robustloss.training.procedures import train_forward_corrected, train_jocor
+from optuna_robustloss.training.methods import train_forward_corrected, train_jocor
 
 
 class Procedure(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from optuna_robustloss.benchmark.results import Cell, Measured, Moment, Outcome, Pick
+from optuna_robustloss.benchmark.runs import Cell, Measured, Moment, Outcome, Pick
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
 Labels = Literal["clean", "few", "noisy"]

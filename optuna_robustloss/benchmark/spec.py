@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from optuna_robustloss.benchmark.methods import check_method
-from optuna_robustloss.benchmark.results import Cell
-from optuna_robustloss.search.reading import explain, read_yaml
+from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.spec_files import explain, read_yaml
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec

@@ -19,9 +19,9 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_robustloss.benchmark.results import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
 from optuna_robustloss.benchmark.spec import BenchmarkSpec, parse_benchmark
-from optuna_robustloss.search.lease import now
+from optuna_robustloss.distributed.lease import now
 
 METRIC = "test accuracy at the last epoch"
 #: One attribute, so that whoever opens the study meanwhile sees all of it or nothing.

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from optuna_robustloss.benchmark.methods import train_methods
-from optuna_robustloss.benchmark.results import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
-from optuna_robustloss.search.lease import LEASE
+from optuna_robustloss.distributed.lease import LEASE
+from optuna_robustloss.seeds import derive_seed, permutation
 from optuna_robustloss.tasks.prepare import LabelledImages, Task, prepare_task
 from optuna_robustloss.tasks.recipes import Recipe
-from optuna_robustloss.tasks.seeds import derive_seed, permutation
 from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.training.evaluation import Run
 from optuna_robustloss.training.loop import initial_model, steps_per_epoch
-from optuna_robustloss.training.measure import Run
 from optuna_robustloss.training.score import run_lengths
 
 #: Cells that one process claims and trains together: a killed one loses no more.

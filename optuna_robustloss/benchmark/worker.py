@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_robustloss.benchmark.results import Cell, Outcome
+from optuna_robustloss.benchmark.runs import Cell, Outcome
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
     ERROR,
@@ -23,8 +23,8 @@ from optuna_robustloss.benchmark.study import (
     tell,
 )
 from optuna_robustloss.benchmark.trainings import Options, train_cells, unit
-from optuna_robustloss.search.lease import Watch, fail, heartbeat
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.lease import Watch, fail, heartbeat
+from optuna_robustloss.distributed.storage import open_storage
 
 _logger = logging.getLogger(__name__)
 

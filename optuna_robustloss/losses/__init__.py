@@ -1,12 +1,15 @@
 """Losses: the searched family, hand-made ones to compare with, and the zoo. Needs torch only."""
 
-from .asymmetric import AGCELoss, NCEandAGCELoss
-from .corrected import BootstrapLoss, ForwardCorrectionLoss, LabelSmoothingLoss
-from .elr import ELRLoss
-from .epsilon_softmax import EpsilonSoftmaxLoss
-from .normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
 from .phased import PhasedLoss
-from .polynomial import (
+from .published.asymmetric import AGCELoss, NCEandAGCELoss
+from .published.corrected import BootstrapLoss, ForwardCorrectionLoss, LabelSmoothingLoss
+from .published.elr import ELRLoss
+from .published.epsilon_softmax import EpsilonSoftmaxLoss
+from .published.gce_sce_mae import GCELoss, MAELoss, ScaledLoss, SCELoss
+from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .published.probability import ProbabilityLoss
+from .taylor.loss import TaylorLoss, taylor_loss
+from .taylor.polynomial import (
     CONFIRM_THETA,
     MAE_THETA,
     MSE_THETA,
@@ -15,10 +18,7 @@ from .polynomial import (
     equivalent,
     from_canonical,
 )
-from .probability import ProbabilityLoss
-from .range import loss_range
-from .robust import GCELoss, MAELoss, ScaledLoss, SCELoss
-from .taylor import TaylorLoss, taylor_loss
+from .taylor.range import loss_range
 from .zoo import list_losses, load_loss
 
 __all__ = [

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import files, parts
+from . import files
+from . import serialization as parts
 
 #: Share of the steps that the change takes, if nothing else is said.
 DEFAULT_WIDTH = 0.04

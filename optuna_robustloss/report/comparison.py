@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from optuna_robustloss.benchmark.results import Measured, Pick
-from optuna_robustloss.report.methods import in_order
+from optuna_robustloss.benchmark.runs import Measured, Pick
+from optuna_robustloss.report.paired_differences import Versus, versus
 from optuna_robustloss.report.published import Published, published
-from optuna_robustloss.report.ranks import Ranking, mean_scores, methods_with_most, rank
-from optuna_robustloss.report.versus import Versus, versus
+from optuna_robustloss.report.statistics import Ranking, mean_scores, methods_with_most, rank
+from optuna_robustloss.report.styles import in_order
 
 PICKS: Mapping[Pick, str] = {"last": "last epoch", "best": "best on validation"}
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from optuna_robustloss.benchmark.results import Pick
+from optuna_robustloss.benchmark.runs import Pick
 from optuna_robustloss.report.comparison import PICKS, Comparison, Summary
-from optuna_robustloss.report.methods import display_name
 from optuna_robustloss.report.published import SOURCE, Published
+from optuna_robustloss.report.styles import display_name
 
 NOTHING = "–"
 

@@ -14,8 +14,8 @@ from optuna_robustloss.report.markup import (
     title,
     to_markdown,
 )
-from optuna_robustloss.report.methods import display_name
-from optuna_robustloss.report.versus import TIE, Versus
+from optuna_robustloss.report.paired_differences import TIE, Versus
+from optuna_robustloss.report.styles import display_name
 
 
 def markdown(compared: Sequence[Comparison], facts: Mapping[str, str]) -> str:

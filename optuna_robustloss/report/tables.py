@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from rich.table import Table
 
-from optuna_robustloss.search.select import Selection
+from optuna_robustloss.search.selection import Selection
 from optuna_robustloss.search.status import Status
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.compare import Result

@@ -15,12 +15,12 @@ from optuna.exceptions import TrialPruned
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
-from optuna_robustloss.search.claims import slot_of
-from optuna_robustloss.search.lease import LEASE, beat, heartbeat
+from optuna_robustloss.distributed.lease import LEASE, beat, heartbeat
+from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.phases import Parameters
 from optuna_robustloss.search.spec import StudySpec
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import Task, prepare_task
-from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.loop import default_device
 from optuna_robustloss.training.suite import Report, SuiteScore, score_suite

@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import BaseTrial, FixedTrial
 
 from optuna_robustloss.losses.phased import DEFAULT_WIDTH, PhasedLoss
-from optuna_robustloss.losses.polynomial import Variable
+from optuna_robustloss.losses.taylor.polynomial import Variable
 from optuna_robustloss.search.space import (
     DEFAULT_ETA,
     DEFAULT_HALF_WIDTH,

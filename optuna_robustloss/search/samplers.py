@@ -7,11 +7,11 @@ import os
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 
-from optuna_robustloss.search.lease import LEASE, machine
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.distributed.lease import LEASE, machine
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.sampler.warm_start import Sources
 from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.warm_start import Sources
-from optuna_robustloss.tasks.seeds import derive_seed
+from optuna_robustloss.seeds import derive_seed
 
 
 def make_sampler(spec: StudySpec, storage: BaseStorage, lease: float = LEASE) -> BaseSampler:

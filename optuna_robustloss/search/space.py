@@ -23,7 +23,7 @@ from optuna_robustloss.losses import (
     canonical_names,
     from_canonical,
 )
-from optuna_robustloss.losses.polynomial import Variable, check_variable
+from optuna_robustloss.losses.taylor.polynomial import Variable, check_variable
 
 Start = Literal["mae", "mse", "sce", "confirm"]
 Coordinates = Literal["taylor", "canonical"]

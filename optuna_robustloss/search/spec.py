@@ -17,9 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from optuna_robustloss.distributed.passwords import has_password, safe_url
 from optuna_robustloss.losses.phased import DEFAULT_WIDTH
-from optuna_robustloss.losses.polynomial import Variable
-from optuna_robustloss.search.passwords import has_password, safe_url
+from optuna_robustloss.losses.taylor.polynomial import Variable
+from optuna_robustloss.sampler.allocation import Surplus
 from optuna_robustloss.search.phases import (
     DEFAULT_LATE_ETA,
     DEFAULT_SWITCH,
@@ -35,7 +36,6 @@ from optuna_robustloss.search.space import (
     NumberOrRange,
     Start,
 )
-from optuna_robustloss.search.taking import Surplus
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels

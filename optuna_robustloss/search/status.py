@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.search.generations import Generations
-from optuna_robustloss.search.lease import LEASE, sign_of
+from optuna_robustloss.distributed.lease import LEASE, sign_of
+from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import replay, trials_done

@@ -9,13 +9,13 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
-from optuna_robustloss.search.definition import stored_definition
-from optuna_robustloss.search.generations import Generations
-from optuna_robustloss.search.lease import LEASE
-from optuna_robustloss.search.reading import parse_spec
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.distributed.lease import LEASE
+from optuna_robustloss.sampler.config import stored_definition
+from optuna_robustloss.sampler.replay import Generations
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.search.spec import StudySpec, differences
+from optuna_robustloss.spec_files import parse_spec
 
 METRIC = "mean validation accuracy"
 _SPEC, _HASH, _VERSION = "spec", "spec_hash", "optuna_robustloss_version"

@@ -8,7 +8,7 @@ from optuna.trial import BaseTrial
 
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
 from optuna_robustloss.losses.phased import DEFAULT_WIDTH
-from optuna_robustloss.losses.polynomial import Variable
+from optuna_robustloss.losses.taylor.polynomial import Variable
 from optuna_robustloss.search.phases import (
     DEFAULT_LATE_ETA,
     DEFAULT_SWITCH,

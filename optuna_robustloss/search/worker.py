@@ -12,11 +12,19 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_robustloss.search.lease import LEASE, Watch, beat, fail, heartbeat, machine, sign_of
+from optuna_robustloss.distributed.lease import (
+    LEASE,
+    Watch,
+    beat,
+    fail,
+    heartbeat,
+    machine,
+    sign_of,
+)
+from optuna_robustloss.sampler.allocation import SearchFinished
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.study import enqueue_start, finished_study, trials_done
-from optuna_robustloss.search.taking import SearchFinished
 
 _logger = logging.getLogger(__name__)
 OnTrial = Callable[[Study, FrozenTrial], None]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from optuna_robustloss.seeds import derive_seed, uniform
 from optuna_robustloss.tasks.class_maps import class_map_for
 from optuna_robustloss.tasks.data import ROOT_VARIABLE
-from optuna_robustloss.tasks.seeds import derive_seed, uniform
 
 NoiseKind = Literal[
     "none", "symmetric", "pair-flip", "asymmetric", "human", "matrix", "file", "given"

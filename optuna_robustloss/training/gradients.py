@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from optuna_robustloss.losses.kernel import TaylorGradient
 from optuna_robustloss.losses.phased import PhasedLoss, late_share
-from optuna_robustloss.losses.polynomial import hard_polynomials
-from optuna_robustloss.losses.robust import ScaledLoss
-from optuna_robustloss.losses.taylor import TaylorLoss
+from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
+from optuna_robustloss.losses.taylor.gradient import TaylorGradient
+from optuna_robustloss.losses.taylor.loss import TaylorLoss
+from optuna_robustloss.losses.taylor.polynomial import hard_polynomials
 
 
 class LossGradients(ABC):

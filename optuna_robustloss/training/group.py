@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import build_optimizer
-from optuna_robustloss.tasks.seeds import derive_seed
+from optuna_robustloss.training.evaluation import Point, accuracies, autocast
 from optuna_robustloss.training.gradients import LossGradients, TaylorGradients
-from optuna_robustloss.training.graphs import Pass, Recorder
-from optuna_robustloss.training.measure import Point, accuracies, autocast
-from optuna_robustloss.training.population import (
+from optuna_robustloss.training.population.cuda_graphs import Pass, Recorder
+from optuna_robustloss.training.population.population import (
     Population,
     add_l1,
     clip_gradients,

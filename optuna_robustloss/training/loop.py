@@ -11,14 +11,14 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
-from optuna_robustloss.tasks.seeds import derive_seed
+from optuna_robustloss.training.evaluation import Point, Run
 from optuna_robustloss.training.gradients import is_closed_form, loss_gradients
 from optuna_robustloss.training.group import Candidate, Group, Observer, Plan
-from optuna_robustloss.training.measure import Point, Run
-from optuna_robustloss.training.memory import fitting_size, out_of_memory
-from optuna_robustloss.training.ways import Way, build, fastest_way
+from optuna_robustloss.training.population.backend import Way, build, fastest_way
+from optuna_robustloss.training.population.memory import fitting_size, out_of_memory
 
 _logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.tasks.recipes import Recipe
+from optuna_robustloss.training.evaluation import Point, Run
 from optuna_robustloss.training.gradients import followers
 from optuna_robustloss.training.group import Observer
 from optuna_robustloss.training.loop import (
@@ -19,8 +20,7 @@ from optuna_robustloss.training.loop import (
     steps_per_epoch,
     train_population,
 )
-from optuna_robustloss.training.measure import Point, Run
-from optuna_robustloss.training.ways import Way
+from optuna_robustloss.training.population.backend import Way
 
 ScoreKind = Literal["last", "best"]
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.training.evaluation import Point
 from optuna_robustloss.training.loop import HOPELESS_AFTER
-from optuna_robustloss.training.measure import Point
 from optuna_robustloss.training.score import Score, ScoreKind, score_population, training_steps
 
 #: Told the number of optimiser steps so far, and the mean accuracy of the finished networks and

@@ -3,7 +3,7 @@
 import pytest
 
 from optuna_robustloss.benchmark.regimes import best_moment, measure
-from optuna_robustloss.benchmark.results import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
 from optuna_robustloss.benchmark.spec import parse_benchmark
 
 SPEC = parse_benchmark(

@@ -6,7 +6,7 @@ import pytest
 
 from optuna_robustloss.benchmark.methods import check_method
 from optuna_robustloss.benchmark.spec import load_benchmark, parse_benchmark
-from optuna_robustloss.search.reading import load_spec
+from optuna_robustloss.spec_files import load_spec
 
 STUDIES = Path(__file__).parents[2] / "studies"
 SHIPPED = [

@@ -7,13 +7,13 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from search.small import small_spec
+from support.small import small_spec
 from tasks import test_clothing1m
 
 from optuna_robustloss.benchmark import worker as worker_module
 from optuna_robustloss.benchmark.methods import make_criterion
 from optuna_robustloss.benchmark.regimes import measure
-from optuna_robustloss.benchmark.results import Cell
+from optuna_robustloss.benchmark.runs import Cell
 from optuna_robustloss.benchmark.spec import parse_benchmark
 from optuna_robustloss.benchmark.study import (
     cell_of,
@@ -27,7 +27,7 @@ from optuna_robustloss.benchmark.study import (
 )
 from optuna_robustloss.benchmark.trainings import Options, arranged, train_cells
 from optuna_robustloss.benchmark.worker import chosen, run_cells
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import open_study
 
 VALUES = {

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from losses.reference import eq4_of_logits, random_labels, random_logits, random_theta
 from optuna_robustloss.losses import MAE_THETA, TaylorLoss, canonical, load_loss, loss_range
-
-from .reference import eq4_of_logits, random_labels, random_logits, random_theta
 
 PROVENANCE = {
     "study": "map-then-symmetric",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from losses.reference import random_labels, random_logits
 from optuna_robustloss.losses import (
     CONFIRM_THETA,
     MAE_THETA,
@@ -17,10 +18,8 @@ from optuna_robustloss.losses import (
     SCELoss,
     TaylorLoss,
 )
-from optuna_robustloss.losses.named import make_loss
 from optuna_robustloss.losses.phased import late_share
-
-from .reference import random_labels, random_logits
+from optuna_robustloss.losses.registry import make_loss
 
 LOGITS, LABELS = random_logits(0, 20, 10), random_labels(1, 10, 20)
 EARLY, LATE = SCELoss(), MAELoss()

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import optuna_robustloss.losses as public
+from losses.reference import random_labels, random_logits, random_theta
+from losses.test_files import changed
 from optuna_robustloss.losses import (
     MSE_THETA,
     ELRLoss,
@@ -21,11 +23,8 @@ from optuna_robustloss.losses import (
     TaylorLoss,
     load_loss,
 )
-from optuna_robustloss.losses.named import make_loss
-from optuna_robustloss.losses.parts import CLASSES
-
-from .reference import random_labels, random_logits, random_theta
-from .test_files import changed
+from optuna_robustloss.losses.registry import make_loss
+from optuna_robustloss.losses.serialization import CLASSES
 
 TAYLOR = TaylorLoss(random_theta(0).tolist(), 10, eta=0.6, cross_entropy_weight=0.1, variable="log")
 

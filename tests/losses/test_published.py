@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from losses.reference import one_hot, random_labels, random_logits
 from optuna_robustloss.losses import (
     AGCELoss,
     ANLCELoss,
@@ -18,8 +19,6 @@ from optuna_robustloss.losses import (
     NCEandRCELoss,
     NCELoss,
 )
-
-from .reference import one_hot, random_labels, random_logits
 
 CLASSES = 5
 TRANSITION = random_logits(9, CLASSES, CLASSES).softmax(-1)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from losses.reference import random_labels, random_logits
 from optuna_robustloss.losses import ANLCELoss, ELRLoss, MAELoss, ScaledLoss
-
-from .reference import random_labels, random_logits
 
 
 def test_the_l1_term_is_scaled_like_the_loss():

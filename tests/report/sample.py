@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-from optuna_robustloss.benchmark.results import Cell, Measured, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Cell, Measured, Moment, Outcome
 
 TASKS = ("mnist/mlp2/symmetric 80 %", "mnist/mlp2/symmetric 40 %", "cifar10/vgg11/asymmetric 40 %")
 METHODS = ("ce", "gce", "ar_sym80")

@@ -5,10 +5,9 @@ import subprocess
 
 import pytest
 
-from optuna_robustloss.report.figure_noise import accuracy_against_noise
-from optuna_robustloss.report.figures import write_html
-
-from .sample import fixed
+from optuna_robustloss.report.figures.noise import accuracy_against_noise
+from optuna_robustloss.report.figures.style import write_html
+from report.sample import fixed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -3,8 +3,7 @@ import dataclasses
 import pytest
 
 from optuna_robustloss.report.comparison import Conditions, comparisons
-
-from .sample import TASKS, fixed, measured
+from report.sample import TASKS, fixed, measured
 
 
 def only(rows, **options):

@@ -7,15 +7,14 @@ import torch
 from torch import nn
 
 from optuna_robustloss.losses import MAE_THETA, GCELoss, MAELoss, TaylorLoss
-from optuna_robustloss.report.figure_curves import learning_curves
-from optuna_robustloss.report.figure_drive import accuracy_against_drive
-from optuna_robustloss.report.figure_losses import loss_curve, loss_shapes
-from optuna_robustloss.report.figure_noise import accuracy_against_noise
-from optuna_robustloss.report.figure_ranks import critical_difference_diagram
-from optuna_robustloss.report.methods import styles
-from optuna_robustloss.report.ranks import Ranking
-
-from .sample import METHODS, TASKS, fixed, measured, outcome, outcomes
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.curves import learning_curves
+from optuna_robustloss.report.figures.losses import loss_curve, loss_shapes
+from optuna_robustloss.report.figures.noise import accuracy_against_noise
+from optuna_robustloss.report.figures.ranks import critical_difference_diagram
+from optuna_robustloss.report.statistics import Ranking
+from optuna_robustloss.report.styles import styles
+from report.sample import METHODS, TASKS, fixed, measured, outcome, outcomes
 
 
 def lines(figure, name):

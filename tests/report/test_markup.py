@@ -12,8 +12,7 @@ from optuna_robustloss.report.markup import (
     to_latex,
     to_markdown,
 )
-
-from .sample import TASKS, fixed, measured
+from report.sample import TASKS, fixed, measured
 
 NASTY = "my_<loss>|50%&co.json"
 

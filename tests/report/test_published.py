@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from optuna_robustloss.report.published import PUBLISHED, published
-from optuna_robustloss.report.ranks import Scores, rank
+from optuna_robustloss.report.statistics import Scores, rank
 from optuna_robustloss.tasks.spec import TaskSpec
 
 

@@ -5,12 +5,12 @@ import csv
 import pytest
 from torch import nn
 
-from optuna_robustloss.benchmark.results import Cell
+from optuna_robustloss.benchmark.runs import Cell
 from optuna_robustloss.losses import GCELoss
-from optuna_robustloss.report import benchmark, drafts
-from optuna_robustloss.report.benchmark import write_report
-
-from .sample import METHODS, TASKS, measured, outcome, outcomes
+from optuna_robustloss.report import drafts
+from optuna_robustloss.report import write as benchmark
+from optuna_robustloss.report.write import write_report
+from report.sample import METHODS, TASKS, measured, outcome, outcomes
 
 
 @pytest.fixture(scope="module")

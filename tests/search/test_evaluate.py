@@ -4,9 +4,8 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
-
-from .test_objective import LABEL, generational, objective
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
+from search.test_objective import LABEL, generational, objective
 
 
 def several(count, **changes):

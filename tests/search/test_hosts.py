@@ -5,17 +5,16 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from support import netns, postgres
+from support.chaos import Zygote
+from support.chaos_checks import Crew, check_study, evaluated
+from support.netns import Network
+from support.postgres import PostgresServer
+from support.small import small_spec
 
-from optuna_robustloss.search.lease import sign_of
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.lease import sign_of
+from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import create_study
-
-from . import netns, postgres
-from .chaos import Zygote
-from .chaos_checks import Crew, check_study, evaluated
-from .netns import Network
-from .postgres import PostgresServer
-from .small import small_spec
 
 LEASE = 2.0
 #: Process numbers of their own, as hosts have them.

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from . import netns, postgres
-from .netns import Network
-from .postgres import PostgresServer
+from support import netns, postgres
+from support.netns import Network
+from support.postgres import PostgresServer
 
 FOLDER = Path(__file__).parent
 CONNECT = "import psycopg, sys; psycopg.connect(sys.argv[1]).close()"

@@ -7,15 +7,14 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FixedTrial, TrialState
+from support.small import small_spec
 
 from optuna_robustloss.losses import MAE_THETA
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.space import LossParameters, TaylorSpace
 from optuna_robustloss.training.score import Score
 from optuna_robustloss.training.suite import SuiteScore
-
-from .small import small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
+from support.small import small_spec
 
+from optuna_robustloss.cli.search_result import export_loss
 from optuna_robustloss.losses import (
     CONFIRM_THETA,
     MAE_THETA,
@@ -20,20 +22,17 @@ from optuna_robustloss.losses import (
     equivalent,
     load_loss,
 )
-from optuna_robustloss.losses.named import make_loss
-from optuna_robustloss.report.outcome import export_loss
+from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.phases import PhasedParameters, PhasedSpace, search_space
-from optuna_robustloss.search.reading import load_spec, parse_spec
-from optuna_robustloss.search.select import candidates, generation_means
+from optuna_robustloss.search.selection import candidates, generation_means
 from optuna_robustloss.search.space import LossParameters, TaylorSpace
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study, open_study
 from optuna_robustloss.search.suggest import suggest_taylor_loss
 from optuna_robustloss.search.worker import run_trials
-
-from .small import small_spec
-from .test_select import analytic_study
+from optuna_robustloss.spec_files import load_spec, parse_spec
+from search.test_selection import analytic_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -10,9 +10,8 @@ import optuna
 import psycopg
 import pytest
 from sqlalchemy import make_url
-
-from . import postgres
-from .postgres import PostgresServer
+from support import postgres
+from support.postgres import PostgresServer
 
 FOLDER = Path(__file__).parent
 

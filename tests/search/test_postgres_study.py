@@ -14,16 +14,15 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support import postgres
+from support.chaos import Zygote
+from support.chaos_checks import Crew, check_study, evaluated, state, stored_text
+from support.postgres import PostgresServer
+from support.small import small_spec
 
-from optuna_robustloss.search.claims import slot_of
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.study import create_study, read_generations, spec_of
-
-from . import postgres
-from .chaos import Zygote
-from .chaos_checks import Crew, check_study, evaluated, state, stored_text
-from .postgres import PostgresServer
-from .small import small_spec
 
 DROPPED = "was taken over while this worker was away: its result is dropped"
 
@@ -177,7 +176,7 @@ def test_a_wrong_url_is_one_message_without_the_password(server, wrong):
         url = url.replace(f":{server.port}/", ":1/")
     else:
         url += "-not"
-    cli = "import sys; from optuna_robustloss.cli import main; sys.argv[0] = 'x'; main()"
+    cli = "import sys; from optuna_robustloss.cli.app import main; sys.argv[0] = 'x'; main()"
     argv = [sys.executable, "-c", cli, "work", "--storage", url, "--study-name", "s"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

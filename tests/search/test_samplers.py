@@ -3,17 +3,16 @@
 import numpy as np
 import optuna
 import pytest
+from support.small import small_spec
 
-from optuna_robustloss.search.claims import slot_of
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.reading import parse_spec
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
-from optuna_robustloss.search.storage import open_storage
 from optuna_robustloss.search.study import create_study, finished_study, open_study
 from optuna_robustloss.search.worker import run_trials
-
-from .small import small_spec
+from optuna_robustloss.spec_files import parse_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

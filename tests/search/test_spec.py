@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optuna_robustloss.search.reading import load_spec, parse_spec
 from optuna_robustloss.search.space import TaylorSpace
 from optuna_robustloss.search.spec import StudySpec, differences
+from optuna_robustloss.spec_files import load_spec, parse_spec
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import recipe_for
 

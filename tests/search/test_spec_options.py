@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from .test_spec import spec
+from search.test_spec import spec
 
 # --- Noisy validation labels ---
 

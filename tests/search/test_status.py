@@ -12,18 +12,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from support.small import small_spec
 from typer.testing import CliRunner
 
-from optuna_robustloss.cli import app
+from optuna_robustloss.cli.app import app
+from optuna_robustloss.distributed.lease import SignOfLife, machine, now
+from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.report.tables import status_table
-from optuna_robustloss.search.lease import SignOfLife, machine, now
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.status import status_of
-from optuna_robustloss.search.storage import open_storage
 from optuna_robustloss.search.study import create_study
 from optuna_robustloss.search.worker import run_trials
-
-from .small import small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

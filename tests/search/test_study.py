@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support.small import small_spec
 
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import (
@@ -23,8 +24,6 @@ from optuna_robustloss.search.study import (
 )
 from optuna_robustloss.search.worker import run_trials
 
-from .small import small_spec
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SPEC = small_spec(generations=1)
@@ -34,7 +33,7 @@ WORKER = Path(__file__).parents[2] / "studies" / "worker.py"
 #: The command line, with a trial that never ends: what is interrupted is surely running.
 STUCK = """
 import sys, time
-from optuna_robustloss.cli import main
+from optuna_robustloss.cli.app import main
 from optuna_robustloss.search.objective import NoisyLabelObjective as Objective
 scores = Objective.scores
 def stuck(self, losses, seed, *, reports=None, rungs=()):

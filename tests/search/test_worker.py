@@ -6,13 +6,14 @@ from unittest.mock import patch
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support.small import small_spec
 
+from optuna_robustloss.distributed.lease import LEASE, heartbeat
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
+from optuna_robustloss.sampler.slots import Slot, failed_itself, slot_of
 from optuna_robustloss.search import worker as worker_module
-from optuna_robustloss.search.claims import Slot, failed_itself, slot_of
-from optuna_robustloss.search.lease import LEASE, heartbeat
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.search.storage import open_storage
 from optuna_robustloss.search.study import (
     create_study,
     finished_study,
@@ -20,8 +21,6 @@ from optuna_robustloss.search.study import (
     trials_done,
 )
 from optuna_robustloss.search.worker import run_trials
-
-from .small import small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

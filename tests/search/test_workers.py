@@ -11,12 +11,13 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support.small import left_running, small_spec
 
-from optuna_robustloss.search.claims import failed_itself, slot_of
-from optuna_robustloss.search.lease import SignOfLife, machine, now
+from optuna_robustloss.distributed.lease import SignOfLife, machine, now
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.sampler.slots import failed_itself, slot_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.select import candidates
-from optuna_robustloss.search.storage import open_storage
+from optuna_robustloss.search.selection import candidates
 from optuna_robustloss.search.study import (
     create_study,
     finished_study,
@@ -25,8 +26,6 @@ from optuna_robustloss.search.study import (
     replay,
 )
 from optuna_robustloss.search.worker import run_trials
-
-from .small import left_running, small_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from optuna_robustloss.seeds import uniform
 from optuna_robustloss.tasks import noise
 from optuna_robustloss.tasks.class_maps import CIFAR100_SUPERCLASSES, class_map_for
 from optuna_robustloss.tasks.noise import NoiseSpec, corrupt, transition_matrix
-from optuna_robustloss.tasks.seeds import uniform
 
 DRAWN = st.sampled_from(["symmetric", "pair-flip", "asymmetric"])
 RATES = st.floats(0, 1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optuna_robustloss.training.fusion import Fused
-from optuna_robustloss.training.vmapped import Vmapped
+from optuna_robustloss.training.population.fusion import Fused
+from optuna_robustloss.training.population.vmapped import Vmapped
 
 CHANNELS = partial(Fused, layout="channels")
 BATCH = partial(Fused, layout="batch")

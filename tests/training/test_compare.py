@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from optuna_robustloss.losses.named import make_loss
-from optuna_robustloss.losses.robust import GCELoss
+from optuna_robustloss.losses.published.gce_sce_mae import GCELoss
+from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training import compare as compare_module
@@ -18,8 +18,7 @@ from optuna_robustloss.training.compare import (
     validation_means,
 )
 from optuna_robustloss.training.score import score
-
-from .tiny import CPU, Loss, never_the_label, trained
+from training.tiny import CPU, Loss, never_the_label, trained
 
 SPEC = TaskSpec.parse(
     "digits,mlp2,symmetric:0.4",

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from optuna_robustloss.losses import MAE_THETA, MSE_THETA, MAELoss, TaylorLoss
 from optuna_robustloss.training.gradients import loss_gradients
-from optuna_robustloss.training.leaves import products
-from optuna_robustloss.training.population import Population
-from optuna_robustloss.training.vmapped import Vmapped
-
-from .nets import convolutional, every_build, images, perceptron
+from optuna_robustloss.training.population.fused_layers import products
+from optuna_robustloss.training.population.population import Population
+from optuna_robustloss.training.population.vmapped import Vmapped
+from training.nets import convolutional, every_build, images, perceptron
 
 
 def different(number: int, make=None, dtype=torch.float64) -> list[nn.Module]:

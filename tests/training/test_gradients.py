@@ -21,8 +21,7 @@ from optuna_robustloss.training.gradients import (
     is_closed_form,
     loss_gradients,
 )
-
-from .tiny import CPU
+from training.tiny import CPU
 
 CLASSES = 7
 

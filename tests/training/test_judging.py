@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from .test_population_loop import ADAM, SGD, bitwise, closed, hostile, taylor, together
-from .tiny import CPU, Loss, digits, never_the_label, trained
+from training.test_population_loop import ADAM, SGD, bitwise, closed, hostile, taylor, together
+from training.tiny import CPU, Loss, digits, never_the_label, trained
 
 # Observers
 

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
-from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training import group
+from optuna_robustloss.training.evaluation import evaluate
 from optuna_robustloss.training.loop import steps_per_epoch
-from optuna_robustloss.training.measure import evaluate
-
-from .tiny import CPU, Loss, digits, same, trained, weights
+from training.tiny import CPU, Loss, digits, same, trained, weights
 
 
 class Recorder:

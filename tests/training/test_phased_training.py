@@ -17,10 +17,10 @@ from optuna_robustloss.losses import (
     SCELoss,
     TaylorLoss,
 )
-from optuna_robustloss.losses.named import make_loss
+from optuna_robustloss.losses.registry import make_loss
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.recipes import build_optimizer
-from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training.gradients import (
     AnyGradients,
     TaylorGradients,
@@ -28,10 +28,9 @@ from optuna_robustloss.training.gradients import (
     loss_gradients,
 )
 from optuna_robustloss.training.score import score, training_steps
-
-from .test_gradients import by_autograd, labels, logits
-from .test_population_loop import ADAM, SGD, alike, alone, bitwise, together
-from .tiny import CPU, digits, same, weights
+from training.test_gradients import by_autograd, labels, logits
+from training.test_population_loop import ADAM, SGD, alike, alone, bitwise, together
+from training.tiny import CPU, digits, same, weights
 
 TEN, SEVEN = 10, 7
 STEPS = 12  # of the trainings

@@ -8,15 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from optuna_robustloss.losses import MAE_THETA, MSE_THETA, MAELoss, ScaledLoss, TaylorLoss
+from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.recipes import build_optimizer
-from optuna_robustloss.tasks.seeds import derive_seed
 from optuna_robustloss.training import loop
-from optuna_robustloss.training.fusion import Fused
 from optuna_robustloss.training.loop import train_population
-from optuna_robustloss.training.population import clip_gradients
-
-from .tiny import CPU, Loss, digits, never_the_label, same, weights
+from optuna_robustloss.training.population.fusion import Fused
+from optuna_robustloss.training.population.population import clip_gradients
+from training.tiny import CPU, Loss, digits, never_the_label, same, weights
 
 WAYS = ["separate", "batch", "channels", "vmap"]
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9}

@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from optuna_robustloss.training import score as score_module
-from optuna_robustloss.training.measure import Point
+from optuna_robustloss.training.evaluation import Point
 from optuna_robustloss.training.score import evaluation_steps, score, smoothed_best
-
-from .tiny import CPU, Loss, digits, never_the_label, trained
+from training.tiny import CPU, Loss, digits, never_the_label, trained
 
 ACCURACIES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 

@@ -4,8 +4,7 @@ import pytest
 from torch.nn import functional as F
 
 from optuna_robustloss.training.loop import hopeless_below
-
-from .tiny import Loss, digits, never_the_label, trained
+from training.tiny import Loss, digits, never_the_label, trained
 
 # Divergence
 

@@ -11,9 +11,8 @@ from optuna_robustloss.losses import MAE_THETA, TaylorLoss
 from optuna_robustloss.training import loop, suite
 from optuna_robustloss.training.score import score_population, training_steps
 from optuna_robustloss.training.suite import SuiteScore, score_suite, worst_third
-
-from .test_population_loop import ADAM
-from .tiny import CPU, Loss, digits, never_the_label
+from training.test_population_loop import ADAM
+from training.tiny import CPU, Loss, digits, never_the_label
 
 ETAS = [10.0, 6.0, 3.0, 1.0, 0.3, 0.1]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import files
 from ..phased import PhasedLoss
-from ..taylor import TaylorLoss
+from ..taylor.loss import TaylorLoss
 
 
 def list_losses() -> list[str]:

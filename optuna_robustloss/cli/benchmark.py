@@ -1,0 +1,116 @@
+"""The commands around benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optuna_robustloss.benchmark.spec import load_benchmark
+from optuna_robustloss.benchmark.study import create_benchmark
+from optuna_robustloss.benchmark.trainings import TOGETHER, Options, check_data
+from optuna_robustloss.cli.console import (
+    clear_errors,
+    default_storage,
+    say,
+    set_up_process,
+    writable,
+)
+from optuna_robustloss.cli.options import (
+    Device,
+    Download,
+    Lease,
+    Root,
+    Storage,
+    StudyName,
+    Threads,
+    Workers,
+)
+from optuna_robustloss.distributed.lease import LEASE
+from optuna_robustloss.distributed.storage import open_storage, safe_url
+
+#: Methods of the paper's Figure 2, but for its own.
+_SHOWN = ["ce", "forward", "gce"]
+
+
+def benchmark(
+    spec: Annotated[Path, typer.Argument(help="YAML file of the benchmark.")],
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for tables, ranks and figures.")
+    ],
+    storage: Storage = None,
+    study_name: StudyName = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Train each method at all scales of the spec.")
+    ] = False,
+    horizon: Annotated[
+        list[float], typer.Option(help="Length of training × the recipe's epochs; may be repeated.")
+    ] = [1.0],  # noqa: B006
+    schedule: Annotated[
+        list[str], typer.Option(help="Learning rate over the run; may be repeated.")
+    ] = ["recipe"],  # noqa: B006
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only tasks whose label has this in it, such as mlp2; may be repeated."),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report what there is.")
+    ] = False,
+    workers: Workers = None,
+    together: Annotated[
+        int, typer.Option(min=1, help="Trainings that a worker claims and runs side by side.")
+    ] = TOGETHER,
+    lease: Lease = LEASE,
+    root: Root = None,
+    download: Download = False,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Train every method on every task, or go on with it, and rank the methods."""
+    # Pandas and Plotly, which no other command needs, take a second.
+    from optuna_robustloss.cli.benchmark_run import BenchmarkRun, report, say_missing
+
+    with clear_errors():
+        set_up_process(threads)
+        bench = load_benchmark(spec)
+        name = study_name or bench.name
+        url = storage or default_storage(name)
+        scales = bench.scales if tuned else (1.0,)
+        cells = bench.cells(scales=scales, horizons=horizon, schedules=schedule, only=only)
+        options = Options(together, lease, device, root, download)
+        if not report_only:
+            check_data(bench, cells, options)  # what is missing shows before a study is made
+        study = create_benchmark(bench, open_storage(url, create=not report_only), name)
+        say(f"benchmark {name!r} in {safe_url(url)}")
+        failed = False
+        if not report_only:
+            BenchmarkRun(workers or 1, threads, options).run(study, bench, cells, url)
+            failed = say_missing(study, cells)
+        report(study, bench, cells, out)
+        say(f"report: {out / 'table.md'}")
+        if failed:
+            raise typer.Exit(1)
+
+
+def features(
+    spec: Annotated[Path, typer.Argument(help="YAML file of the benchmark.")],
+    out: Annotated[Path, typer.Argument(callback=writable, help="HTML file of the figure.")],
+    task: Annotated[str, typer.Option(help="Label of a task, or a part of it.")],
+    method: Annotated[
+        list[str], typer.Option(help="Method of the benchmark; may be repeated.")
+    ] = _SHOWN,
+    images: Annotated[int, typer.Option(min=50, help="Test images that are shown.")] = 1000,
+    root: Root = None,
+    download: Download = False,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Train some methods on a task, and show what their last layers see of test images (t-SNE)."""
+    from optuna_robustloss.cli.benchmark_run import show_features
+
+    with clear_errors():
+        set_up_process(threads)
+        options = Options(device=device, root=root, download=download)
+        show_features(load_benchmark(spec), task, method, images, options, out)
+        say(f"figure: {out}")

@@ -1,0 +1,185 @@
+"""A benchmark from the command line: its workers under one progress bar, and its report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import typer
+from optuna.study import Study
+
+from optuna_robustloss.benchmark.methods import check_method, loss_shapes_of
+from optuna_robustloss.benchmark.regimes import measure
+from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.benchmark.spec import BenchmarkSpec
+from optuna_robustloss.benchmark.study import done, failures, outcomes
+from optuna_robustloss.benchmark.trainings import Options, trained_networks
+from optuna_robustloss.benchmark.worker import BenchmarkJob, run_cells
+from optuna_robustloss.cli.console import console, say, set_up_process
+from optuna_robustloss.cli.progress import bar
+from optuna_robustloss.distributed.processes import run_processes
+from optuna_robustloss.report.figures.features import feature_maps, penultimate
+from optuna_robustloss.report.figures.style import write_html
+from optuna_robustloss.report.write import write_report
+from optuna_robustloss.search.worker_job import devices_each
+from optuna_robustloss.training.loop import default_device
+
+_PACKAGES = ("optuna-robustloss", "torch", "torchvision", "timm", "optuna")
+#: Failed trainings that are shown.
+_SHOWN = 5
+#: Noises that have a rate, for accuracy against noise level.
+_RATED = ("none", "symmetric", "pair-flip", "asymmetric")
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """What was asked for on the command line."""
+
+    workers: int
+    threads: int
+    options: Options
+
+    def run(self, study: Study, spec: BenchmarkSpec, cells: Sequence[Cell], storage: str) -> None:
+        """Train what is missing of ``cells``; Ctrl-C ends the command cleanly, with code 130."""
+        try:
+            with bar(console) as progress:
+                task = progress.add_task(
+                    "benchmark", total=len(cells), completed=done(study, cells), note=""
+                )
+
+                def refresh() -> None:
+                    progress.update(task, completed=done(study, cells))
+
+                if self.workers == 1:
+                    run_cells(study, spec, cells, self.options, on_cell=refresh)
+                elif done(study, cells) < len(cells):
+                    self._run_processes(study, cells, storage, refresh)
+        except KeyboardInterrupt:
+            console.print(
+                f"stopped: {done(study, cells)} of {len(cells)} trainings are done and kept; the "
+                "same command goes on from there"
+            )
+            raise typer.Exit(130) from None
+
+    def _run_processes(
+        self, study: Study, cells: Sequence[Cell], storage: str, refresh: Callable[[], None]
+    ) -> None:
+        if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
+            raise ValueError("a database in memory cannot be shared: leave out --workers")
+        jobs = [
+            BenchmarkJob(
+                storage,
+                study.study_name,
+                partial(set_up_process, self.threads),
+                cells,
+                replace(self.options, device=device),
+            )
+            for device in devices_each(self.options.device, self.workers)
+        ]
+        run_processes(study, jobs, on_poll=refresh)
+
+
+def say_missing(study: Study, cells: Sequence[Cell]) -> bool:
+    """Say which trainings failed, and why; return whether any did."""
+    missing = len(cells) - done(study, cells)
+    if not missing:
+        return False
+    why = "".join(
+        f"\n{cell.method} on {cell.task}, seed {cell.seed}, scale {cell.scale:g}: {text}"
+        for cell, text in list(failures(study, cells).items())[:_SHOWN]
+    )
+    say(f"{missing} of {len(cells)} trainings failed; the same command tries again{why}")
+    return True
+
+
+def report(study: Study, spec: BenchmarkSpec, cells: Sequence[Cell], out: Path) -> None:
+    """Write tables, ranks and figures of all that is done on the tasks of ``cells`` to ``out``.
+
+    Raises:
+        ValueError: nothing is done yet.
+
+    """
+    tasks = {cell.task for cell in cells}
+    found = [outcome for outcome in outcomes(study) if outcome.cell.task in tasks]
+    classes = 10
+    write_report(
+        out,
+        found,
+        measure(spec, found),
+        reference="ce" if "ce" in spec.methods else spec.methods[0],
+        facts=facts(spec),
+        cells=cells,
+        rates=noise_rates(spec),
+        criteria=loss_shapes_of(spec.methods, classes),
+        num_classes=classes,
+    )
+
+
+def facts(spec: BenchmarkSpec) -> dict[str, str]:
+    """What a reader of the tables has to know: sizes, seeds, recipes, versions."""
+    sizes = f"{spec.train or 'all'} training, {spec.validation} validation, "
+    sizes += f"{spec.test or 'all'} test images, drawn anew for each seed"
+    recipes = {
+        f"{t.architecture} on {t.dataset}: {t.recipe.optimizer}, lr {t.recipe.lr:g} "
+        f"({t.recipe.schedule}), batch {t.recipe.batch_size}, {t.recipe.epochs} epochs, "
+        f"{t.recipe.precision}"
+        + (f", {t.train} training images" if t.train not in (None, spec.train) else "")
+        for t in spec.task_specs
+    }
+    return {
+        "benchmark": f"{spec.name} ({spec.hash})",
+        "seeds": f"{spec.seeds}, from {spec.seed}",
+        "images": sizes,
+        "recipes": "; ".join(sorted(recipes)),
+        "scales to choose from": ", ".join(f"{scale:g}" for scale in spec.scales),
+        "versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+        + f", Python {platform.python_version()}",
+        "device": str(default_device()),
+    }
+
+
+def noise_rates(spec: BenchmarkSpec) -> dict[str, tuple[str, float]]:
+    """Return group and rate of each task whose noise has one; clean tasks belong to all groups."""
+    rates = {}
+    for task in spec.task_specs:
+        if task.noise.kind in _RATED:
+            kind = "symmetric" if task.noise.kind == "none" else task.noise.kind
+            rates[task.label] = (f"{task.dataset}/{task.architecture}, {kind}", task.noise.rate)
+    return rates
+
+
+def show_features(
+    spec: BenchmarkSpec,
+    part: str,
+    methods: Sequence[str],
+    images: int,
+    options: Options,
+    out: Path,
+) -> None:
+    """Train methods on the one task that has ``part`` in its label, and write a t-SNE figure.
+
+    Raises:
+        ValueError: no task or several have it, or a method is unknown.
+
+    """
+    labels = [task.label for task in spec.task_specs if part in task.label]
+    if len(labels) != 1:
+        known = ", ".join(labels or [task.label for task in spec.task_specs])
+        raise ValueError(f"{part!r} names {len(labels)} tasks, not one of: {known}")
+    for method in methods:
+        check_method(method)
+    test, networks = trained_networks(spec, labels[0], methods, options)
+    shown = replace(test, index=test.index[:images])
+    device = options.device or default_device()
+    found = {
+        method: penultimate(
+            network, (batch for _, batch in shown.images.batches(shown.index, 250, device=device))
+        )
+        for method, network in networks.items()
+    }
+    figure = feature_maps(found, shown.labels[shown.index], title=f"{labels[0]}: last features")
+    write_html(figure, out)

@@ -1,0 +1,64 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from optuna_robustloss.cli.console import parse_device
+
+_STORAGE = typer.Option(
+    "--storage",
+    envvar="OPTUNA_STORAGE",
+    help="sqlite:///FILE, postgresql+psycopg://…, mysql+pymysql://…, journal:FILE, grpc://HOST:PORT.",
+)
+Storage = Annotated[str | None, _STORAGE]
+ThisStorage = Annotated[str, _STORAGE]
+StudyName = Annotated[str | None, typer.Option(help="By default the spec's name.")]
+ThisStudy = Annotated[str, typer.Option("--study-name", help="Name of the study.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data. By default $OPTUNA_ROBUSTLOSS_DATA, else ./data."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch missing data.")]
+Device = Annotated[
+    torch.device | None,
+    typer.Option(
+        parser=parse_device, metavar="DEVICE", help="By default CUDA where there is a device."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes on this machine: as many as there are free cores, or GPUs."
+    ),
+]
+_CANDIDATES = "Trials a worker asks for at once and trains together. By default "
+Candidates = Annotated[
+    int | None,
+    typer.Option(min=1, help=_CANDIDATES + "popsize ÷ --workers."),
+]
+WorkerCandidates = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help=_CANDIDATES + "popsize ÷ --workers where that is given, else 1; popsize ÷ number of "
+        "workers on all hosts trains fastest.",
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(min=1, help="CPU threads of each process; more --workers use more cores better."),
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")]
+Lease = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        help="Seconds without a sign of life after which a trial counts as lost; "
+        "the same for all workers of a study.",
+    ),
+]

@@ -1,0 +1,279 @@
+"""Storages by their URL: a file, a database server, a journal, or a gRPC proxy."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalRedisBackend
+from sqlalchemy import exc
+from sqlalchemy.engine import make_url
+
+from optuna_robustloss.distributed.passwords import safe_url, scrub
+from optuna_robustloss.distributed.patience import Patience, PatientGrpcStorage, PatientStorage
+from optuna_robustloss.distributed.retry import Passing, passing, reason
+
+__all__ = ["network_file_system", "open_storage", "safe_url", "scrub"]
+
+#: Seconds a worker waits for another one's write to an SQLite file before the call is repeated.
+#: Few, as SQLite heeds no signal meanwhile, and the lock may be this worker's own: of a transaction
+#: that Ctrl-C broke off.
+_SQLITE_TIMEOUT = 5
+#: Connections that a process keeps, and takes at most: for its worker, its signs of life, its
+#: callbacks, and a second one that Optuna takes for a moment when it opens a database.
+_POOL_SIZE, _POOL_OVERFLOW = 2, 2
+#: Seconds until a server that does not answer at all counts as away.
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 10, 90
+#: Seconds until a gRPC server must have answered once.
+_GRPC_TIMEOUT = 10.0
+_GRPC_PORT = 13000
+#: How often workers that make the tables of one new database may collide.
+_RACES = 20
+_FORMS = (
+    "sqlite:///search.db, postgresql+psycopg://user:password@host/database, "
+    "mysql+pymysql://user:password@host/database, journal:search.log or grpc://host:port"
+)
+#: The extra and the driver for each kind of database.
+_EXTRAS = {
+    "postgresql": ("postgresql", "postgresql+psycopg"),
+    "mysql": ("mysql", "mysql+pymysql"),
+    "mariadb": ("mysql", "mysql+pymysql"),
+}
+#: File systems on which the locks of SQLite do not work, or not everywhere.
+_NETWORK = re.compile(
+    r"(fuse\.)?(nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|fhgfs|ceph\w*|glusterfs|sshfs|afs|openafs|"
+    r"9p|ncpfs|panfs|p?vfs2|orangefs|wekafs|davfs2?|moosefs|mfs|juicefs|s3fs|gcsfuse|rclone|vboxsf)"
+)
+
+
+def open_storage(storage: str, *, create: bool = False, patience: float = 300.0) -> BaseStorage:
+    """Open a storage by its URL: a database, a journal, or another process's through gRPC.
+
+    A process takes two connections to a database server, for its worker and its signs of life, and
+    at most four. Optuna's own heartbeat stays off: leases tell which workers are alive.
+
+    Args:
+        storage: ``sqlite:///FILE``, ``postgresql+psycopg://…``, ``mysql+pymysql://…`` or another
+            database that SQLAlchemy knows; ``journal:FILE`` (``journal:///absolute/FILE``) or the
+            path of an existing journal, for a folder that hosts share; ``redis://…``;
+            ``grpc://host:port``.
+        create: make an SQLite file or a journal that is not there yet.
+        patience: seconds for which each call waits for a database or gRPC server that is away.
+
+    Raises:
+        FileNotFoundError: there is no such file, and ``create`` is off.
+        ValueError: the URL is malformed, its driver is missing, or the database does not answer.
+
+    """
+    scheme = storage.partition(":")[0]
+    if scheme == "grpc":
+        return _open_grpc(storage, patience)
+    if scheme in ("redis", "rediss"):
+        return _open_redis(storage)
+    if scheme == "journal":
+        return _open_journal(_journal_path(storage), create)
+    if "://" not in storage and Path(storage).is_file():
+        return _open_journal(Path(storage), create)
+    if storage.startswith("sqlite:///"):
+        _check_sqlite(storage, create)
+    return _open_database(storage, patience)
+
+
+def network_file_system(path: Path, mountinfo: str) -> str | None:
+    """Return the type of the network file system that ``path`` is on, or None if it is local.
+
+    Args:
+        path: absolute, without symbolic links.
+        mountinfo: the text of Linux's ``/proc/self/mountinfo``.
+
+    """
+    kind, depth = "", -1
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        mounted, types = before.split(), after.split()
+        if len(mounted) < 5 or not types:
+            continue
+        # Space, tab, newline and backslash are written as octal numbers.
+        folder = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mounted[4]))
+        if path.is_relative_to(folder) and len(folder.parts) >= depth:  # the later mount is on top
+            kind, depth = types[0], len(folder.parts)
+    return kind if _NETWORK.fullmatch(kind) else None
+
+
+def _check_sqlite(storage: str, create: bool) -> None:
+    path = storage.removeprefix("sqlite:///").partition("?")[0]
+    if not path or path == ":memory:":
+        return
+    if not create and not Path(path).is_file():
+        raise _no_file("database", path)
+    mounts = Path("/proc/self/mountinfo")
+    kind = None
+    if mounts.is_file():
+        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+        kind = network_file_system(Path(path).resolve(), text)
+    if kind is not None:
+        warnings.warn(
+            f"the SQLite file {path} is on a network file system ({kind}), where its locks may not "
+            "work and the database may break when several hosts write: use a database server, "
+            "journal:FILE or grpc://host:port",
+            stacklevel=3,
+        )
+
+
+def _no_file(kind: str, path: str | Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"there is no {kind} {path}: check the name and the current folder, or create a study first"
+    )
+
+
+def _open_database(storage: str, patience: float) -> BaseStorage:
+    try:
+        # Optuna fills templates in, and a password may have braces.
+        url = storage.replace("{", "{{").replace("}", "}}")
+        options = _engine_options(storage)
+        races = iter(range(_RACES))
+        opening = Patience(storage, patience, passing=lambda error: _passing_at_first(error, races))
+        return opening.run(
+            lambda: PatientStorage(url, options, patience=Patience(storage, patience))
+        )
+    except (exc.ArgumentError, ValueError):
+        raise ValueError(
+            f"{safe_url(storage)!r} is not a storage URL: use for example {_FORMS}"
+        ) from None
+    except ImportError as error:
+        raise ValueError(_missing_driver(storage, error)) from None
+    except (exc.SQLAlchemyError, StorageInternalError, RuntimeError, TypeError) as error:
+        # RuntimeError: another version of Optuna made the tables; it says what to do.
+        raise _cannot_open(storage, reason(error, storage)) from None
+
+
+def _passing_at_first(error: BaseException, races: Iterator[int]) -> Passing | None:
+    """Say what is worth waiting for at the start; a wrong host or port is not."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, exc.IntegrityError) or re.search("already exists|1050", str(cause)):
+        # Another worker is making the same tables.
+        return "busy" if next(races, None) is not None else None
+    kind = passing(error)
+    crowded = re.search(
+        r"starting up|shutting down|recovery|[Tt]oo many|closed the connection|Lost connection",
+        str(cause),
+    )
+    return kind if kind == "busy" or crowded else None
+
+
+def _engine_options(storage: str) -> dict[str, Any]:
+    """Return the pool and the time limits for a database; the URL's own have precedence."""
+    url = make_url(storage)
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+    limits: dict[str, int] = {}
+    if url.drivername in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        limits = {"connect_timeout": _CONNECT_TIMEOUT, "tcp_user_timeout": _READ_TIMEOUT * 1000}
+        limits |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    elif url.drivername in ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb"):
+        limits = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
+        limits |= {"write_timeout": _READ_TIMEOUT}
+    return {
+        "pool_pre_ping": True,
+        "pool_size": _POOL_SIZE,
+        "max_overflow": _POOL_OVERFLOW,
+        "connect_args": {name: s for name, s in limits.items() if name not in url.query},
+    }
+
+
+def _missing_driver(storage: str, error: ImportError) -> str:
+    url = make_url(storage)
+    missing = getattr(error.__cause__, "name", None)
+    text = f"the driver for {safe_url(storage)!r} is not installed"
+    if url.get_backend_name() not in _EXTRAS:
+        return f"{text}: pip install {missing or 'it'}"
+    extra, driver = _EXTRAS[url.get_backend_name()]
+    fix = f"pip install 'optuna-robustloss[{extra}]'"
+    if url.drivername != driver:
+        fix = f"write {driver}://… and {fix}"
+    return f"{text} ({missing}): {fix}" if missing else f"{text}: {fix}"
+
+
+def _cannot_open(storage: str, why: str) -> ValueError:
+    return ValueError(f"cannot open the storage {safe_url(storage)!r}: {scrub(why, storage)}")
+
+
+def _journal_path(storage: str) -> Path:
+    path = storage.removeprefix("journal:")
+    if path.startswith("//"):
+        path = path.removeprefix("//")
+        if not path.startswith("/"):
+            path = ""
+    if not path:
+        raise ValueError(
+            f"{storage!r} is not a journal: write journal:search.log for a file in the current "
+            "folder, or journal:///folder/search.log"
+        )
+    return Path(path)
+
+
+def _open_journal(path: Path, create: bool) -> JournalStorage:
+    """Open a journal with a lock that works on NFS.
+
+    ``JournalFileOpenLock`` makes a lock file that must not exist, which NFS does since version 3.
+    ``JournalFileSymlinkLock``, which works on version 2 too, makes a link that holds the journal's
+    path as the locking host has it: where that path leads nowhere, others cannot tell the age of
+    the lock, and wait for that of a dead worker for ever. Processes with either lock respect each
+    other, as both use one name.
+    """
+    if not create and not path.is_file():
+        raise _no_file("journal", path)
+    shown, path = f"journal:{path}", path.resolve()
+    try:
+        with path.open("rb" if path.is_file() else "a+b") as file:
+            file.seek(0)
+            start = file.read(16)
+    except OSError as error:
+        raise _cannot_open(shown, error.strerror or str(error)) from None
+    if start.startswith(b"SQLite format 3"):
+        raise _cannot_open(shown, f"it is an SQLite database: write sqlite:///{path}")
+    try:
+        return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    except (ValueError, KeyError, TypeError):
+        raise _cannot_open(shown, "it is not a journal of Optuna") from None
+
+
+def _open_redis(storage: str) -> JournalStorage:
+    try:
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return JournalStorage(JournalRedisBackend(storage))
+    except ImportError:
+        raise ValueError(
+            f"the driver for {safe_url(storage)!r} is not installed: pip install redis"
+        ) from None
+    except Exception as error:  # those of a package that may not be installed
+        raise _cannot_open(storage, reason(error, storage)) from None
+
+
+def _open_grpc(storage: str, patience: float) -> BaseStorage:
+    match = re.fullmatch(r"grpc://(\[[^]]+]|[^][/:@?]+)(?::(\d{1,5}))?/?", storage)
+    if match is None:
+        raise ValueError(f"{safe_url(storage)!r} is not the URL of a gRPC proxy: grpc://host:port")
+    try:
+        importlib.import_module("grpc")
+        importlib.import_module("google.protobuf")
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            host, port = match[1], int(match[2] or _GRPC_PORT)
+            opened = PatientGrpcStorage(host=host, port=port, patience=patience)
+        opened.wait_server_ready(timeout=_GRPC_TIMEOUT)
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} for {storage!r} is not installed: pip install 'optuna-robustloss[grpc]'"
+        ) from None
+    except ConnectionError:
+        raise _cannot_open(
+            storage,
+            "no gRPC server answers there; start one with optuna.storages.run_grpc_proxy_server",
+        ) from None
+    return opened

@@ -1,0 +1,83 @@
+"""Asymmetric losses: Zhou et al., "Asymmetric Loss Functions for Learning with Noisy Labels"."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..base import Reduction
+from .normalized import ActivePassiveLoss
+from .probability import ProbabilityLoss, expectation
+
+
+def asymmetric_gce(logits: Tensor, target: Tensor, a: float, q: float) -> Tensor:
+    """[(a + 1)^q − (a + ŷ_t)^q] / q, between 0 and [(a + 1)^q − a^q] / q."""
+    values = (a + 1) ** q - (a + logits.softmax(-1)) ** q
+    return expectation(values, target) / q
+
+
+def _check(a: float, q: float) -> None:
+    for name, value in {"a": a, "q": q}.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a number > 0, got {value}")
+
+
+class AGCELoss(ProbabilityLoss):
+    """Asymmetric generalised cross-entropy [(a + 1)^q − (a + ŷ_t)^q] / q: Zhou et al. (ICML 2021).
+
+    Defaults are those of the authors' code for CIFAR-10 and CIFAR-100. Probability targets weigh
+    the classes' terms. Raises ``ValueError`` unless a > 0 and q > 0.
+    """
+
+    def __init__(
+        self,
+        a: float = 0.6,
+        q: float = 0.6,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        _check(a, q)
+        self.a, self.q = a, q
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Zero at ŷ_t = 1."""
+        return asymmetric_gce(logits, target, self.a, self.q)
+
+    def extra_repr(self) -> str:
+        """Print a and q."""
+        return f"a={self.a}, q={self.q}"
+
+
+class NCEandAGCELoss(ActivePassiveLoss):
+    """α·NCE + β·AGCE: Zhou et al. (ICML 2021).
+
+    Defaults are those of the authors' code for CIFAR-10; CIFAR-100: α = 10, β = .1, a = 1.8,
+    q = 3. Raises ``ValueError`` unless α, β ≥ 0, a > 0 and q > 0.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 4.0,
+        a: float = 6.0,
+        q: float = 1.5,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(alpha, beta, reduction=reduction, ignore_index=ignore_index, weight=weight)
+        _check(a, q)
+        self.a, self.q = a, q
+
+    def passive(self, logits: Tensor, target: Tensor) -> Tensor:
+        """AGCE."""
+        return asymmetric_gce(logits, target, self.a, self.q)
+
+    def extra_repr(self) -> str:
+        """Print the two weights, a and q."""
+        return f"{super().extra_repr()}, a={self.a}, q={self.q}"

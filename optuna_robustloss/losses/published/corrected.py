@@ -1,0 +1,191 @@
+"""Cross-entropy with corrected labels: bootstrapped, smoothed, or through a transition matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base import Reduction, at_label, check_reduction, class_last
+from .probability import ProbabilityLoss, expectation, full_precision
+
+
+class BootstrapLoss(ProbabilityLoss):
+    """Cross-entropy against a mix of the label and the prediction: Reed et al. (ICLR-W 2015).
+
+    Soft: −Σ_k [β y_k + (1 − β) ŷ_k] log ŷ_k; the gradient goes through both ŷ.
+    Hard: −Σ_k [β y_k + (1 − β) z_k] log ŷ_k with z = 1 at the largest ŷ.
+
+    Args:
+        beta: weight of the label in [0, 1]; 1 is cross-entropy. ``None`` is the published value,
+            .95 for soft and .8 for hard (the paper has no experiment on CIFAR).
+        hard: take the predicted class in place of the predicted probabilities.
+        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
+        ignore_index: class index whose samples do not count.
+        weight: ``(C,)``, of the class of the given label.
+
+    Raises:
+        ValueError: β is not in [0, 1].
+
+    """
+
+    def __init__(
+        self,
+        beta: float | None = None,
+        *,
+        hard: bool = False,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        if beta is None:
+            beta = 0.8 if hard else 0.95
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], got {beta}")
+        self.beta = beta
+        self.hard = hard
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """β·CE with the label + (1 − β)·CE with the prediction."""
+        log_probability = logits.log_softmax(-1)
+        prediction = logits.argmax(-1) if self.hard else log_probability.exp()
+        return -(
+            self.beta * expectation(log_probability, target)
+            + (1 - self.beta) * expectation(log_probability, prediction)
+        )
+
+    def extra_repr(self) -> str:
+        """Print β and the kind."""
+        return f"beta={self.beta}, hard={self.hard}"
+
+
+class LabelSmoothingLoss(nn.CrossEntropyLoss):
+    """Cross-entropy against (1 − α) y + α/C: Szegedy et al. (CVPR 2016), Sec. 7, with α = .1.
+
+    ``nn.CrossEntropyLoss(label_smoothing=alpha)``, reduction and weights included (a class weight
+    goes to that class's term of the smoothed label), which also takes classes-last logits and
+    computes half precision in float32.
+
+    Raises:
+        ValueError: α is not in [0, 1], or an unknown reduction.
+
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        check_reduction(reduction)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        super().__init__(
+            weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=alpha
+        )
+
+    @property
+    def alpha(self) -> float:
+        """The share of the label that is spread over all classes."""
+        return self.label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss: a scalar, or per sample with ``reduction="none"``."""
+        rows, target = class_last(input, target)
+        rows = full_precision(rows)
+        flat = rows.reshape(-1, rows.shape[-1])
+        loss = F.cross_entropy(
+            flat,
+            target.reshape(flat.shape).to(flat.dtype)
+            if target.is_floating_point()
+            else target.reshape(-1),
+            None if self.weight is None else self.weight.to(rows.dtype),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.alpha,
+        )
+        return loss.view(rows.shape[:-1]) if self.reduction == "none" else loss
+
+    def extra_repr(self) -> str:
+        """Print α."""
+        return f"alpha={self.alpha}"
+
+
+class ForwardCorrectionLoss(ProbabilityLoss):
+    """Forward correction −log (Tᵀŷ)_t: Patrini et al. (CVPR 2017), Theorem 2.
+
+    The prediction is passed through the noise before it meets the noisy label. The identity is
+    cross-entropy. Probability targets are those of the noisy label: −Σ_t y_t log (Tᵀŷ)_t.
+
+    Args:
+        transition: ``(C, C)``, T_ij = P(noisy label j | true class i): entries ≥ 0, rows of sum 1,
+            and no label that cannot occur (a column of zeros: its loss would be infinite).
+            A buffer, saved in the state.
+        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
+        ignore_index: class index whose samples do not count.
+        weight: ``(C,)``, of the class of the noisy label.
+
+    Raises:
+        ValueError: ``transition`` is not such a matrix; later, logits of another C.
+
+    """
+
+    transition: Tensor
+
+    def __init__(
+        self,
+        transition: Tensor,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        transition = torch.as_tensor(transition).detach().clone()
+        if not transition.is_floating_point():
+            transition = transition.to(torch.get_default_dtype())
+        _check_transition(transition)
+        self.register_buffer("transition", transition)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """−log Σ_i T_it ŷ_i through log T + log ŷ: finite gradients at ŷ → 0."""
+        classes = self.transition.shape[0]
+        if logits.shape[-1] != classes:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} have {logits.shape[-1]} classes, "
+                f"the transition matrix has {classes}"
+            )
+        log_noise = self.transition.to(logits.dtype).log()
+        log_probability = logits.log_softmax(-1)
+        if target.is_floating_point():
+            noisy = (log_probability.unsqueeze(-1) + log_noise).logsumexp(-2)
+            return -expectation(noisy, target)
+        rows = (*target.shape, classes)
+        of_label = at_label(log_noise.expand(*rows, classes), target.unsqueeze(-1).expand(rows))
+        return -(log_probability + of_label).logsumexp(-1)
+
+    def extra_repr(self) -> str:
+        """Print C."""
+        return f"classes={self.transition.shape[0]}"
+
+
+def _check_transition(transition: Tensor) -> None:
+    if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
+        raise ValueError(f"transition must be (C, C), got {tuple(transition.shape)}")
+    if not bool((transition >= 0).all()):  # NaN, too
+        raise ValueError("transition must have entries ≥ 0")
+    sums = transition.double().sum(1)
+    worst = int((sums - 1).abs().argmax())
+    if not abs(float(sums[worst]) - 1) < 1e-3:
+        raise ValueError(
+            f"the rows of transition must have sum 1, row {worst} has {float(sums[worst]):.6g}"
+        )
+    empty = (transition == 0).all(0)
+    if bool(empty.any()):
+        raise ValueError(
+            f"column {int(empty.int().argmax())} of transition is zero: that label cannot occur, "
+            "and its loss would be infinite"
+        )

@@ -1,0 +1,130 @@
+"""Hand-made losses to compare with, as drop-ins for ``nn.CrossEntropyLoss``.
+
+Cross-entropy itself is ``torch.nn.CrossEntropyLoss``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from ..base import Reduction, at_label
+from .probability import ProbabilityLoss, absolute_error, cross_entropy, reverse_cross_entropy
+
+
+class MAELoss(ProbabilityLoss):
+    """Mean absolute error Σ_i |ŷ_i − y_i| = 2(1 − ŷ_t): Ghosh, Kumar, Sastry (AAAI 2017), Eq. 6.
+
+    Options are those of ``nn.CrossEntropyLoss``: ``reduction``, ``ignore_index``, ``weight``.
+    """
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Σ|ŷ − y| over classes."""
+        return absolute_error(logits, target)
+
+
+class GCELoss(ProbabilityLoss):
+    """Generalised cross-entropy (1 − ŷ_t^q)/q: Zhang and Sabuncu (NeurIPS 2018), Eq. 6.
+
+    q → 0 is cross-entropy, q = 1 is half of MAE. Probability targets weigh the classes' terms.
+
+    Raises:
+        ValueError: q is not in (0, 1].
+
+    """
+
+    def __init__(
+        self,
+        q: float = 0.7,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        if not 0 < q <= 1:
+            raise ValueError(f"q must be in (0, 1], got {q}")
+        self.q = q
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(1 − ŷ^q)/q at the label, through the logarithm: finite gradients at ŷ → 0."""
+        log_probability = logits.log_softmax(-1)
+        if target.is_floating_point():
+            return (target * -(self.q * log_probability).expm1()).sum(-1) / self.q
+        return -(self.q * at_label(log_probability, target)).expm1() / self.q
+
+    def extra_repr(self) -> str:
+        """Print q."""
+        return f"q={self.q}"
+
+
+class SCELoss(ProbabilityLoss):
+    """Symmetric cross-entropy α·CE + β·RCE: Wang et al. (ICCV 2019), Eq. 7.
+
+    The reverse term −Σ ŷ_i log y_i, with log 0 set to A, is −A(1 − ŷ_t) for class indices.
+    Defaults are the published ones for CIFAR-10; CIFAR-100: α = 6, β = .1. Raises ``ValueError``
+    for weights below zero or A ≥ 0.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        A: float = -4.0,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        if not (math.isfinite(alpha + beta + A) and alpha >= 0 and beta >= 0 and A < 0):
+            raise ValueError(f"need alpha, beta ≥ 0 and A < 0, got {alpha=}, {beta=}, {A=}")
+        self.alpha, self.beta, self.A = alpha, beta, A
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """α·CE + β·RCE."""
+        reverse = reverse_cross_entropy(logits, target, self.A)
+        return self.alpha * cross_entropy(logits, target) + self.beta * reverse
+
+    def extra_repr(self) -> str:
+        """Print the two weights and A."""
+        return f"alpha={self.alpha}, beta={self.beta}, A={self.A}"
+
+
+class ScaledLoss(nn.Module):
+    """Any loss times a number: for SGD, the same as another learning rate for that loss.
+
+    What the inner loss asks of the training loop is passed on: ``l1``, scaled as well, and
+    ``takes_index``.
+
+    Raises:
+        ValueError: ``scale`` is not a positive number.
+
+    """
+
+    def __init__(self, criterion: nn.Module, scale: float) -> None:
+        super().__init__()
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale must be a positive number, got {scale}")
+        self.criterion = criterion
+        self.scale = scale
+
+    @property
+    def l1(self) -> float:
+        """Weight of the L1 norm of the network's parameters: 0 for a loss without one."""
+        return self.scale * float(getattr(self.criterion, "l1", 0.0))
+
+    @property
+    def takes_index(self) -> bool:
+        """Whether the loss is called with the samples' indices, too."""
+        return bool(getattr(self.criterion, "takes_index", False))
+
+    def forward(self, logits: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
+        """Return ``scale`` × the loss."""
+        loss: Tensor = self.criterion(logits, target, *rest)
+        return self.scale * loss
+
+    def extra_repr(self) -> str:
+        """Print the scale."""
+        return f"scale={self.scale}"

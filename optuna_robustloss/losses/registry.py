@@ -1,0 +1,134 @@
+"""Losses by a short name, as the command line and tables use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+
+from torch import nn
+
+from .phased import PhasedLoss
+from .published.asymmetric import AGCELoss, NCEandAGCELoss
+from .published.corrected import BootstrapLoss, LabelSmoothingLoss
+from .published.epsilon_softmax import EpsilonSoftmaxLoss
+from .published.gce_sce_mae import GCELoss, MAELoss, ScaledLoss, SCELoss
+from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .taylor.loss import TaylorLoss
+from .taylor.polynomial import CONFIRM_THETA, MAE_THETA, MSE_THETA
+from .zoo import list_losses, load_loss
+
+_HAND_MADE: dict[str, Callable[[], nn.Module]] = {
+    "ce": nn.CrossEntropyLoss,
+    "mae": MAELoss,
+    "gce": GCELoss,
+    "sce": SCELoss,
+    "bootstrap-soft": BootstrapLoss,
+    "bootstrap-hard": partial(BootstrapLoss, hard=True),
+    "label-smoothing": LabelSmoothingLoss,
+    "nce": NCELoss,
+    "nce+rce": NCEandRCELoss,
+    "nce+mae": NCEandMAELoss,
+    "agce": AGCELoss,
+    "nce+agce": NCEandAGCELoss,
+    "anl-ce": ANLCELoss,
+    "eps-softmax": EpsilonSoftmaxLoss,
+}
+#: From this many classes on, the settings published for CIFAR-100, where they are others.
+_MANY = 100
+_OF_MANY_CLASSES: dict[str, Callable[[], nn.Module]] = {
+    "sce": partial(SCELoss, alpha=6.0, beta=0.1),
+    "nce+rce": partial(NCEandRCELoss, alpha=10.0, beta=0.1),
+    "nce+mae": partial(NCEandMAELoss, alpha=10.0, beta=1.0),
+    "nce+agce": partial(NCEandAGCELoss, alpha=10.0, beta=0.1, a=1.8, q=3.0),
+    "anl-ce": partial(ANLCELoss, alpha=10.0, beta=1.0, l1=5e-7),
+    "eps-softmax": partial(EpsilonSoftmaxLoss, alpha=0.03, beta=1.0, m=1e4),
+}
+#: As Taylor losses, whose gradients have a closed form: CE is α with a polynomial of zeros, MAE
+#: has the range 2, SCE is α · CE + 4(1 − ŷ_t), and the last is .5(1 − ŷ_t²).
+_CE = partial(TaylorLoss, [0.0] * 12, eta=None)
+_MAE = partial(TaylorLoss, MAE_THETA)
+_PHASED: dict[str, Callable[[int], nn.Module]] = {
+    "sce-then-confirm": lambda num_classes: PhasedLoss(
+        _MAE(num_classes, eta=4.0, cross_entropy_weight=0.1),
+        TaylorLoss(CONFIRM_THETA, num_classes, eta=0.5),
+        switch=0.08,
+        width=0.04,
+    ),
+    "ce-then-mae": lambda num_classes: PhasedLoss(
+        _CE(num_classes, cross_entropy_weight=0.5),
+        _MAE(num_classes, eta=0.2),
+        switch=0.04,
+        width=0.04,
+    ),
+}
+_WITH_ETA = {"mae": MAE_THETA, "mse": MSE_THETA}
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} in the loss {name!r} is not a number") from None
+
+
+def make_loss(name: str, num_classes: int) -> nn.Module:
+    """Return a loss by name.
+
+    Args:
+        name: one of the losses below, at its published settings; ``mae@10`` or ``mse@10``, as
+            Taylor losses of that η; a loss of the zoo; or the path of a loss file. ``*0.2``
+            behind any of them scales it.
+        num_classes: C of the task. From 100 on, the settings are those for CIFAR-100.
+
+    ===================  =============================  ==============================
+    name                 settings                       from 100 classes on
+    ===================  =============================  ==============================
+    ``ce``
+    ``mae``
+    ``gce``              q = .7
+    ``sce``              α = .1, β = 1, A = −4          α = 6, β = .1
+    ``bootstrap-soft``   β = .95
+    ``bootstrap-hard``   β = .8
+    ``label-smoothing``  α = .1
+    ``nce``
+    ``nce+rce``          α = β = 1, A = log 10⁻⁴        α = 10, β = .1
+    ``nce+mae``          α = β = 1                      α = 10, β = 1
+    ``agce``             a = q = .6
+    ``nce+agce``         α = 1, β = 4, a = 6, q = 1.5   α = 10, β = .1, a = 1.8, q = 3
+    ``anl-ce``           α = β = 5, l1 = 5·10⁻⁵         α = 10, β = 1, l1 = 5·10⁻⁷
+    ``eps-softmax``      α = .01, β = 5, m = 10⁵        α = .03, β = 1, m = 10⁴
+    ===================  =============================  ==============================
+
+    ``anl-ce`` wants its L1 term from the training loop: see ``ANLCELoss``. The last row is for
+    symmetric noise, at 40 % for 100 classes.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+        FileNotFoundError: there is no such loss file.
+
+    >>> make_loss("gce*0.2", num_classes=10).scale
+    0.2
+
+    """
+    if "*" in name and not name.endswith(".json"):
+        base, _, scale = name.rpartition("*")
+        return ScaledLoss(make_loss(base, num_classes), _number(scale, name))
+    if num_classes >= _MANY and name in _OF_MANY_CLASSES:
+        return _OF_MANY_CLASSES[name]()
+    if name in _HAND_MADE:
+        return _HAND_MADE[name]()
+    if name in _PHASED:
+        return _PHASED[name](num_classes)
+    member, at, eta = name.partition("@")
+    if at and member in _WITH_ETA:
+        return TaylorLoss(_WITH_ETA[member], num_classes, eta=_number(eta, name))
+    if name.endswith(".json") or name in list_losses():
+        return load_loss(name, num_classes)
+    known = [*_HAND_MADE, *_PHASED, "mae@ETA", "mse@ETA", *list_losses()]
+    close = get_close_matches(name, known, n=1)
+    raise ValueError(
+        f"unknown loss {name!r}"
+        + (f", did you mean {close[0]!r}?" if close else "")
+        + f" Known: {', '.join(known)}, the path of a .json file, each with *SCALE if wanted"
+    )

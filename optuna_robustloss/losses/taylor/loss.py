@@ -1,0 +1,291 @@
+"""The learned loss as users call it: ``taylor_loss`` and the module ``TaylorLoss``.
+
+Eq. 4 and Eq. 5 of Gao, Gouk, Hospedales, "Searching for Robustness: Loss Learning for Noisy
+Classification Tasks".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from ..base import (
+    Reduction,
+    at_label,
+    check_reduction,
+    class_last,
+    expand_population,
+    reduce_samples,
+    split_ignored,
+)
+from .autograd import hard_taylor
+from .gradient import soft_taylor, softmax
+from .polynomial import (
+    Theta,
+    Variable,
+    as_theta,
+    canonical,
+    check_variable,
+    expand,
+    format_polynomial,
+    hard_polynomials,
+)
+from .range import loss_range
+
+#: Range of a loss whose ``eta`` is not given. MAE and MSE as commonly written have this range.
+DEFAULT_ETA = 2.0
+#: Buffers of ``TaylorLoss``: Eq. 4 and 5 multiplied out, and what is left of it for hard labels.
+_EXACT = ("coefficients", "p0", "difference")
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _per_sample(logits: Tensor, target: Tensor, coefficients: Tensor, variable: Variable) -> Tensor:
+    """Losses ``(...)`` for classes-last ``logits (..., C)``, in float32 or wider."""
+    if coefficients.ndim > 2:  # one set per candidate, against (K, N, C)
+        coefficients = coefficients[:, None, None]
+    if target.is_floating_point():
+        return soft_taylor(softmax(_exact(logits)), target, coefficients, variable)
+    p0, difference = hard_polynomials(coefficients)
+    if difference.ndim > 1:
+        difference = difference.squeeze(1)
+    return hard_taylor(_exact(logits), target, p0, difference, log=variable == "log")
+
+
+def taylor_loss(
+    logits: Tensor,
+    target: Tensor,
+    theta: Theta,
+    *,
+    reduction: Reduction = "mean",
+    variable: Variable = "probability",
+) -> Tensor:
+    """Taylor loss of Eq. 4, softmax inside, averaged over classes; not normalised by Eq. 5.
+
+    Differentiable in ``logits`` (analytic gradient through the softmax for class indices) and in
+    ``theta``; twice, too. Half-precision logits are computed in float32.
+
+    Args:
+        logits: ``(..., C)`` or ``(N, C, d1, ...)`` as in ``F.cross_entropy``.
+        target: class indices, shaped as ``logits`` without its classes; or class probabilities
+            (soft labels, mixup), shaped as ``logits``, for the full polynomial in both variables.
+        theta: ``(12,)``; or ``(K, 12)`` for a population with ``logits (K, N, C)`` and a target
+            for all, ``(N,)`` or ``(N, C)``, or one each, ``(K, N)`` or ``(K, N, C)``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, over samples; a population keeps its K.
+        variable: what the polynomial is written in: the ``"probability"`` p (the paper), or
+            ``"log"``: log(1 + p/.01) / log(101).
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown name.
+        IndexError: a label outside 0 … C−1 (on CUDA: a device-side assertion, as PyTorch's own).
+
+    >>> logits = torch.tensor([[2.0, 0.0, 0.0]])
+    >>> mae = [0.5, 0.5, 0, 0, 0, 0, -2, 0, 0, 0, 0, 0]
+    >>> loss = taylor_loss(logits, torch.tensor([0]), mae)
+    >>> bool((3 * loss + 1.5 - 2 * (1 - logits.softmax(-1)[0, 0])).abs() < 1e-6)
+    True
+
+    """
+    check_reduction(reduction)
+    check_variable(variable)
+    coefficients = expand(as_theta(theta).to(logits.device))
+    if coefficients.ndim == 2:
+        rows, target = class_last(logits, target)
+        return reduce_samples(_per_sample(rows, target, coefficients, variable), target, reduction)
+    target = expand_population(logits, target, coefficients)
+    losses = _per_sample(logits, target, coefficients, variable)
+    if reduction == "none":
+        return losses
+    return losses.sum(1) if reduction == "sum" else losses.mean(1)
+
+
+class TaylorLoss(nn.Module):
+    """A Taylor loss that takes the place of ``nn.CrossEntropyLoss``.
+
+    The polynomial of Eq. 4 is normalised by Eq. 5 to run from 0 to ``eta`` over all predictions
+    and one-hot labels; scale and offset are folded into its coefficients once, here. The input
+    and target shapes are those of ``taylor_loss``; computation is in float32 or wider.
+
+    Args:
+        theta: ``(12,)`` θ0 … θ11, finite.
+        num_classes: C ≥ 2; Eq. 5 depends on it.
+        eta: range of the normalised loss, > 0. For SGD, eta × learning rate is what counts.
+            ``None`` leaves Eq. 4 as it is.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: class index whose samples do not count (class-index targets only).
+        weight: ``(C,)`` weight of each class, as in ``nn.CrossEntropyLoss``; for probability
+            targets a sample weighs Σ_c weight_c·y_c.
+        cross_entropy_weight: α ≥ 0 of a term α · cross-entropy, outside Eq. 5.
+        variable: what the polynomial is written in, ``"probability"`` or ``"log"``.
+        provenance: what is known of the loss's origin; kept with it in its file.
+
+    Raises:
+        ValueError: any of the above is out of its domain, or the loss is constant, so that
+            Eq. 5 would divide by zero.
+
+    >>> from .polynomial import MAE_THETA
+    >>> criterion = TaylorLoss(MAE_THETA, num_classes=10, eta=2)
+    >>> loss = criterion(torch.zeros(4, 10), torch.tensor([0, 1, 2, 3]))
+    >>> round(loss.item(), 4)  # Σ|ŷ − y| at ŷ = 1/10
+    1.8
+
+    """
+
+    coefficients: Tensor
+    p0: Tensor
+    difference: Tensor
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        theta: Theta,
+        num_classes: int,
+        *,
+        eta: float | None = DEFAULT_ETA,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+        cross_entropy_weight: float = 0.0,
+        variable: Variable = "probability",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        check_variable(variable)
+        if eta is not None and not (math.isfinite(eta) and eta > 0):
+            raise ValueError(f"eta must be a positive number or None, got {eta}")
+        if not (math.isfinite(cross_entropy_weight) and cross_entropy_weight >= 0):
+            raise ValueError(f"cross_entropy_weight must be ≥ 0, got {cross_entropy_weight}")
+        if weight is not None and weight.shape != (num_classes,):
+            raise ValueError(f"weight must be ({num_classes},), got {tuple(weight.shape)}")
+        values = as_theta(theta).detach().double().cpu()
+        f_min, f_max = loss_range(values, num_classes, variable=variable)
+        coefficients = expand(values)
+        if eta is not None:
+            if f_max - f_min <= 1e-9 * float(coefficients.abs().max()) / num_classes:
+                raise ValueError(
+                    f"theta {values.tolist()} is a constant loss for {num_classes} classes "
+                    f"(f_min = f_max = {f_min:.6g}), which Eq. 5 cannot normalise; its gradient "
+                    "is zero, so nothing would be learned"
+                )
+            coefficients *= eta / (f_max - f_min)
+            coefficients[0, 0] -= eta * f_min / (f_max - f_min)
+        dtype = torch.get_default_dtype()
+        if isinstance(theta, Tensor) and theta.dtype == torch.float64:
+            dtype = torch.float64
+        exact = (coefficients, *hard_polynomials(coefficients))
+        for name, tensor in zip(_EXACT, exact, strict=True):
+            self.register_buffer(name, tensor.to(dtype).contiguous(), persistent=False)
+        self.register_buffer("weight", weight)
+        self.theta: tuple[float, ...] = tuple(values.tolist())
+        self.num_classes = num_classes
+        self.eta = eta
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+        self.cross_entropy_weight = float(cross_entropy_weight)
+        self.variable: Variable = variable
+        self.provenance: dict[str, Any] = dict(provenance or {})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TaylorLoss:
+        """Move the module, but never round its coefficients to half precision."""
+        exact = [getattr(self, name) for name in _EXACT]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in zip(_EXACT, exact, strict=True):
+            now: Tensor = getattr(self, name)
+            if now.dtype.itemsize < 4:
+                setattr(self, name, before.to(now.device))
+        return self
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss: a scalar, or per sample with ``reduction="none"``."""
+        rows, target = class_last(logits, target)
+        if rows.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} have {rows.shape[-1]} classes, "
+                f"the loss was built for {self.num_classes}"
+            )
+        ignored = None
+        if not target.is_floating_point():
+            target, ignored = split_ignored(target, self.ignore_index)
+        rows = _exact(rows)
+        log_probability = softmax(rows, log=True) if self.cross_entropy_weight else None
+        if target.is_floating_point():
+            probability = softmax(rows) if log_probability is None else log_probability.exp()
+            losses = soft_taylor(probability, target, self.coefficients, self.variable)
+        else:
+            losses = hard_taylor(rows, target, self.p0, self.difference, log=self.variable == "log")
+        if log_probability is not None:
+            if target.is_floating_point():
+                entropy = -(target * log_probability).sum(-1)
+            else:
+                entropy = -at_label(log_probability, target)
+            losses = losses + self.cross_entropy_weight * entropy
+        return reduce_samples(losses, target, self.reduction, ignored=ignored, weight=self.weight)
+
+    def extra_repr(self) -> str:
+        """Print the arguments and the two normalised polynomials."""
+        symbol = "p" if self.variable == "probability" else "q"
+        p0, difference = hard_polynomials(self.coefficients.double().cpu())
+        p1 = p0.clone()
+        p1[:4] += difference
+        lines = [
+            f"num_classes={self.num_classes}, eta={self.eta}, reduction={self.reduction!r}",
+            f"y=0: {format_polynomial(p0.tolist(), symbol)}",
+            f"y=1: {format_polynomial(p1.tolist(), symbol)}",
+        ]
+        if self.variable == "log":
+            lines.append("q = log(1 + p/.01) / log(101)")
+        if self.cross_entropy_weight:
+            lines.append(f"+ {self.cross_entropy_weight:.4g} · cross-entropy")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything the loss is, ready for JSON (``reduction`` and weights apart)."""
+        return {
+            "theta": list(self.theta),
+            "num_classes": self.num_classes,
+            "eta": self.eta,
+            "cross_entropy_weight": self.cross_entropy_weight,
+            "variable": self.variable,
+            "canonical": canonical(self.theta, variable=self.variable).tolist(),
+            "provenance": self.provenance,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the loss to a JSON file, whole or not at all."""
+        files.write(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, num_classes: int | None = None, **options: Any) -> TaylorLoss:
+        """Read a loss written by ``save``.
+
+        Args:
+            path: the JSON file.
+            num_classes: C of the task at hand; by default that of the file.
+            options: arguments of ``TaylorLoss`` that take the place of the file's, such as
+                ``eta``, or are not in it, such as ``reduction``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or not a loss; the message names the field.
+
+        """
+        return cls.from_dict(files.check_taylor(files.read(path), path), num_classes, **options)
+
+    @classmethod
+    def from_dict(
+        cls, stored: Mapping[str, Any], num_classes: int | None = None, **options: Any
+    ) -> TaylorLoss:
+        """Return the loss of what ``to_dict`` returned; see ``load``."""
+        names = ("eta", "cross_entropy_weight", "variable", "provenance")
+        arguments = {name: stored[name] for name in names}
+        classes = stored["num_classes"] if num_classes is None else num_classes
+        return cls(stored["theta"], classes, **(arguments | options))

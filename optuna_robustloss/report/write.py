@@ -1,0 +1,187 @@
+"""The report of a benchmark: tables, ranks and figures in a folder."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import nn
+
+from optuna_robustloss.benchmark.runs import Cell, Measured, Outcome
+from optuna_robustloss.report.comparison import PICKS, Comparison, Conditions, comparisons
+from optuna_robustloss.report.drafts import write_text
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.curves import learning_curves
+from optuna_robustloss.report.figures.losses import loss_shapes
+from optuna_robustloss.report.figures.noise import accuracy_against_noise
+from optuna_robustloss.report.figures.ranks import critical_difference_diagram
+from optuna_robustloss.report.figures.style import write_html
+from optuna_robustloss.report.markup import to_csv, to_html, to_latex
+from optuna_robustloss.report.styles import Style, styles
+from optuna_robustloss.report.summary import markdown
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Benchmark</title><style>
+body {{ font-family: sans-serif; margin: 2em; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3em .8em; text-align: left; border-bottom: 1px solid #ccc; }}
+</style></head><body>
+<h1>Benchmark</h1>
+{facts}
+{tables}</body></html>
+"""
+
+
+def write_report(
+    out: Path,
+    outcomes: Sequence[Outcome],
+    measured: Sequence[Measured],
+    *,
+    reference: str = "ce",
+    facts: Mapping[str, str] | None = None,
+    cells: Sequence[Cell] = (),
+    rates: Mapping[str, tuple[str, float]] | None = None,
+    criteria: Mapping[str, nn.Module] | None = None,
+    num_classes: int = 2,
+) -> None:
+    """Write ``table.md``, ``.csv``, ``.tex``, ``.html``, ``ranks.csv``, ``measured.csv``, figures.
+
+    Each file is whole or not there; those of an earlier report are replaced. Of a benchmark that
+    is not finished, what there is is shown and what is missing is counted.
+
+    Args:
+        out: folder; made if it does not exist. Figures go to ``figures`` in it.
+        outcomes: for learning curves and accuracy against drive.
+        measured: for tables and ranks.
+        reference: method that the others are compared with.
+        facts: name → text, printed above the tables: sizes, versions, hardware.
+        cells: all trainings that the benchmark is to have, so that those to come are counted.
+        rates: task → (group, noise rate), for ``accuracy_against_noise``; without it, no figure.
+        criteria: method → criterion, for ``loss_shapes``; without it, no figure.
+        num_classes: of the criteria.
+
+    Raises:
+        ValueError: nothing was measured.
+
+    """
+    if not measured:
+        raise ValueError("nothing was measured: there is nothing to report")
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    compared = comparisons(measured, reference)
+    told = {**(facts or {}), **_state(outcomes, cells)}
+    write_text(out / "measured.csv", _csv([vars(one) for one in measured]))
+    write_text(out / "table.csv", to_csv(compared))
+    write_text(out / "ranks.csv", _csv([row for one in compared for row in _rank_rows(one)]))
+    write_text(out / "table.md", markdown(compared, told))
+    write_text(out / "table.tex", "\n".join(map(to_latex, compared)))
+    listed = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in told.items())
+    tables = "\n".join(map(to_html, compared))
+    page = _PAGE.format(facts=f"<ul>{listed}</ul>" if listed else "", tables=tables)
+    write_text(out / "table.html", page)
+    drawn = [one.method for one in measured] + [o.cell.method for o in outcomes]
+    looks = styles([*drawn, *(criteria or ())])
+    for name, figure in _figures(outcomes, measured, compared, rates or {}, looks):
+        write_html(figure, figures / f"{name}.html")
+    if criteria:
+        write_html(loss_shapes(criteria, num_classes, looks), figures / "loss-shapes.html")
+
+
+def _state(outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> dict[str, str]:
+    """Say how many trainings are missing and how many diverged, where there are any."""
+    state = {}
+    if left := set(cells) - {outcome.cell for outcome in outcomes}:
+        state["missing"] = f"{len(left)} of {len(set(cells))} trainings"
+    if diverged := sum(outcome.diverged for outcome in outcomes):
+        state["diverged"] = f"{diverged} of {len(outcomes)} trainings"
+    return state
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    return str(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
+    """Yield one row for each pick and ranked method; accuracies and differences in percent."""
+    for pick, standing in comparison.standings.items():
+        ranking = standing.ranking
+        test = vars(ranking.friedman) if ranking.friedman else {}
+        against = {row.method: row for row in standing.versus}
+        for method, rank in zip(ranking.methods, ranking.ranks, strict=True):
+            row: dict[str, object] = {
+                **vars(comparison.conditions),
+                "pick": pick,
+                "method": method,
+                "average_rank": rank,
+                "average_accuracy": 100 * standing.averages[method],
+                "tasks": ranking.tasks,
+            }
+            for field in ("chi2", "p", "f", "p_f"):
+                row[f"friedman_{field}"] = test.get(field)
+            row |= {"alpha": ranking.alpha, "critical_difference": ranking.critical_difference}
+            versus = against.get(method)
+            for field in ("reference", "wins", "ties", "losses"):
+                row[field] = getattr(versus, field, None)
+            for field in ("difference", "low", "high"):
+                value = getattr(versus, field, None)
+                row[field] = None if value is None else 100 * value
+            yield row
+
+
+def _figures(
+    outcomes: Sequence[Outcome],
+    measured: Sequence[Measured],
+    compared: Sequence[Comparison],
+    rates: Mapping[str, tuple[str, float]],
+    looks: Mapping[str, Style],
+) -> Iterator[tuple[str, go.Figure]]:
+    """Yield names of files and figures."""
+    for comparison in compared:
+        label = comparison.conditions.label
+        for pick, standing in comparison.standings.items():
+            name = f"{label}, {PICKS[pick]}"
+            figure = critical_difference_diagram(standing.ranking, f"Average ranks: {name}", looks)
+            yield slug(f"ranks {name}"), figure
+        mine = [
+            one
+            for one in measured
+            if Conditions(one.regime, one.horizon, one.schedule) == comparison.conditions
+        ]
+        for pick, text in PICKS.items():
+            if any(one.pick == pick and one.task in rates for one in mine):
+                heading = f"Accuracy against noise: {label}"
+                yield (
+                    slug(f"noise {label} {text}"),
+                    accuracy_against_noise(
+                        mine, rates, pick=pick, title=heading, method_styles=looks
+                    ),
+                )
+    tasks = tuple(dict.fromkeys(o.cell.task for o in outcomes if o.curve))
+    for task in tasks:
+        if any(_as_published(o.cell) and o.cell.task == task and o.curve for o in outcomes):
+            yield slug(f"curves {task}"), learning_curves(outcomes, task, method_styles=looks)
+    means = (None,) if len(tasks) > 1 else ()
+    for drawn in (*tasks, *means):
+        try:
+            figure = accuracy_against_drive(outcomes, drawn, method_styles=looks)
+        except ValueError:
+            continue  # no method has all seeds, or tasks, yet
+        yield slug(f"drive {drawn or 'mean'}"), figure
+
+
+def _as_published(cell: Cell) -> bool:
+    return (cell.scale, cell.horizon, cell.schedule) == (1.0, 1.0, "recipe")
+
+
+def slug(text: str) -> str:
+    """Return a name of a file.
+
+    >>> slug("curves mnist/mlp2/symmetric 80 %")
+    'curves-mnist-mlp2-symmetric-80'
+
+    """
+    return re.sub(r"[^\w.]+", "-", text).strip("-").lower()

@@ -1,0 +1,187 @@
+"""What decides the course of a generational CMA-ES; the same for all workers of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.study import Study
+
+from optuna_robustloss.sampler.optimizer import Evolution, StartDistribution, first_draw
+from optuna_robustloss.sampler.slots import Slot
+from optuna_robustloss.sampler.transform import Axis, Numerical, Widths, axes_of, numerical
+from optuna_robustloss.sampler.warm_start import Sources, estimate_start
+from optuna_robustloss.seeds import derive_seed
+
+_ATTRIBUTE = "generational-cma:definition"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The options of ``GenerationalCmaEsSampler`` that every worker must share.
+
+    Kept as JSON in a system attribute of the study.
+    """
+
+    popsize: int
+    seed: int
+    x0: Mapping[str, float] | None = None
+    sigma0: Widths | None = None
+    space: dict[str, Numerical] | None = None
+    start: StartDistribution | None = None
+    lr_adapt: bool = False
+    separable: bool = False
+    max_retry: int = 3
+    include_start: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.popsize < 4:
+            raise ValueError(f"popsize must be at least 4, got {self.popsize}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.max_retry < 0:
+            raise ValueError(f"max_retry must not be negative, got {self.max_retry}")
+        if self.lr_adapt and self.separable:
+            raise ValueError("lr_adapt needs a full covariance: leave out separable")
+        for option, named in (("x0", self.x0), ("sigma0", self.sigma0)):
+            unknown = set(named) - set(self.space or named) if isinstance(named, Mapping) else ()
+            if unknown:
+                raise ValueError(f"{option} names {sorted(unknown)}, which search_space does not")
+
+    @cached_property
+    def key(self) -> str:
+        """Eight hexadecimal digits that claims carry."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
+
+    def axes(self, space: Mapping[str, Numerical]) -> dict[str, Axis]:
+        """Return the coordinates of ``space``."""
+        if self.start is not None:
+            return {name: Axis.unit(d) for name, d in space.items()}
+        return axes_of(space, self.x0, self.sigma0)
+
+    def evolution(self, space: Mapping[str, Numerical]) -> Evolution:
+        """Return CMA-ES before its first generation."""
+        return Evolution(
+            self.axes(space),
+            self.popsize,
+            self.seed,
+            start=self.start,
+            lr_adapt=self.lr_adapt,
+            separable=self.separable and len(space) > 1,
+        )
+
+    def draw(self, slot: Slot, name: str, distribution: Numerical) -> float | int:
+        """Draw one parameter of the first generation, before the search space is known."""
+        axis = self.axes({name: distribution})[name]
+        if self.include_start and (slot.generation, slot.index) == (0, 0):
+            return self._start(name, axis, axis.external(0.0))
+        return first_draw(self.seed, slot.generation, slot.index, name, axis)
+
+    def centre(self, evolution: Evolution) -> dict[str, float | int]:
+        """Return the start itself, as a candidate."""
+        mean = evolution.mean
+        return {n: self._start(n, axis, mean[n]) for n, axis in evolution.axes.items()}
+
+    def _start(self, name: str, axis: Axis, mean: float | int) -> float | int:
+        """Return ``x0`` as it was given, not through logarithms; but on the parameter's grid."""
+        return mean if axis.distribution.step is not None else (self.x0 or {}).get(name, mean)
+
+    def to_json(self) -> str:
+        """Return the definition as JSON with sorted keys."""
+        values = asdict(self)
+        if self.space is not None:
+            values["space"] = {n: distribution_to_json(d) for n, d in self.space.items()}
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Definition:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: the text is damaged.
+
+        """
+        try:
+            values = json.loads(text)
+            if values["space"] is not None:
+                space = {n: json_to_distribution(d) for n, d in values["space"].items()}
+                values["space"] = numerical(space)
+            if values["start"] is not None:
+                mean, sigma, rows = (values["start"][f.name] for f in fields(StartDistribution))
+                values["start"] = StartDistribution(tuple(mean), sigma, tuple(map(tuple, rows)))
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"the stored definition of the search is damaged: {error}") from error
+
+    def differences(self, other: Definition) -> list[str]:
+        """Options in which two definitions differ, as ``name: value here / value there``.
+
+        A start distribution is not compared: it is estimated once, by the first worker.
+        """
+        names = [f.name for f in fields(self) if f.name != "start"]
+        return [
+            f"{n}: {getattr(self, n)!r} / {getattr(other, n)!r}"
+            for n in names
+            if getattr(self, n) != getattr(other, n)
+        ]
+
+
+def stored_definition(study: Study) -> Definition | None:
+    """Return the definition kept with a study, or None if no generation was begun.
+
+    Raises:
+        ValueError: it is damaged.
+
+    """
+    attributes: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)
+    text = attributes.get(_ATTRIBUTE)
+    return None if text is None else Definition.from_json(str(text))
+
+
+def agree(study: Study, options: Definition, seed: int | None, sources: Sources) -> Definition:
+    """Return the definition that all workers of ``study`` share; the first one stores its own.
+
+    Args:
+        study: the study.
+        options: what this worker was set up with.
+        seed: what it was given, or None to take the study's.
+        sources: earlier studies to start from; looked at by the first worker only.
+
+    Raises:
+        ValueError: the study was begun with other options, a source is not usable, or the stored
+            definition is damaged.
+
+    """
+    stored = stored_definition(study)
+    if seed is None:
+        made = derive_seed(0, "study", study.study_name)
+        options = replace(options, seed=stored.seed if stored else made)
+    if stored is None:
+        if sources:
+            space, start = estimate_start(sources, study, options.space)
+            options = replace(options, space=space, start=start)
+            stored = stored_definition(study)  # the estimate has taken its time
+    if stored is None:
+        study._storage.set_study_system_attr(study._study_id, _ATTRIBUTE, options.to_json())
+        return options
+    if bool(sources) != (stored.start is not None):
+        had = "without" if sources else "with"
+        raise ValueError(
+            f"study {study.study_name!r} was begun {had} source_studies: give the same, or use "
+            "another study"
+        )
+    if sources:
+        options = replace(options, space=stored.space)
+    different = options.differences(stored)
+    if different:
+        raise ValueError(
+            f"study {study.study_name!r} was begun with another GenerationalCmaEsSampler (given / "
+            f"study): {'; '.join(different)}; use the study's options or another study"
+        )
+    return stored

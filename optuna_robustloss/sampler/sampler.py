@@ -1,0 +1,294 @@
+"""CMA-ES for any number of workers: exact generations, replayed from the trials themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_robustloss.distributed.lease import LEASE, Watch, fail, heartbeat
+from optuna_robustloss.distributed.trial_io import write_trial
+from optuna_robustloss.sampler.allocation import SearchFinished, SlotTaker, Surplus
+from optuna_robustloss.sampler.assignment import Asked, Key, draw, key_of, owner, stopped, store
+from optuna_robustloss.sampler.config import Definition, agree
+from optuna_robustloss.sampler.replay import Generations
+from optuna_robustloss.sampler.slots import FAILED, Slot, slot_of
+from optuna_robustloss.sampler.transform import Widths, numerical, plain
+from optuna_robustloss.sampler.warm_start import Sources
+from optuna_robustloss.seeds import derive_seed
+
+
+class GenerationalCmaEsSampler(BaseSampler):
+    """CMA-ES whose generations have exactly ``popsize`` candidates, however many workers ask.
+
+    The state of the optimiser is never stored: each process replays it from the finished trials
+    (generation, slot, parameters, value), so that all workers have the same one, bit for bit, and
+    nothing in the database is executable. The candidate of a slot is a function of the seed, the
+    generation and the slot; one that a dead worker dropped is drawn again by another, bit by bit
+    the same if their processors round alike. The first
+    generation comes from CMA-ES too, whether or not the parameters are known beforehand.
+
+    A failed candidate is drawn again ``max_retry`` times and then told as the worst; pruned ones
+    rank below all complete ones, in the order of how far they came; enqueued trials take a slot
+    and count. CMA-ES is Hansen's with active covariance update ("The CMA Evolution Strategy: A
+    Tutorial", 2016), as implemented by ``cmaes``. Parameters that are not numbers are drawn at
+    random. For studies with one objective.
+
+    Args:
+        popsize: candidates per generation, at least 4.
+        seed: of all candidates. By default made from the study's name, so that workers agree.
+        x0: start by parameter, in its own units; the centre of the range by default.
+        sigma0: first standard deviation in the parameters' own units (natural logarithms for log
+            parameters): one number, or by parameter; a sixth of the range by default.
+        search_space: all parameters, if they are known before the first trial. Saves a
+            transaction per parameter; the objective must suggest them with the same ranges.
+        source_studies: estimate the start from the trials of earlier studies with the same
+            parameters and direction (Nomura et al. 2021, "Warm Starting CMA-ES", Alg. 1): studies,
+            or pairs (storage URL, study name). Takes the place of ``x0`` and ``sigma0``.
+        lr_adapt: adapt CMA-ES's learning rates to noise (Nomura et al. 2023, "CMA-ES with Learning
+            Rate Adaptation").
+        separable: keep the covariance diagonal (Ros and Hansen 2008), for many parameters.
+        surplus: what a worker does when all slots are taken: ``"wait"`` for the generation, or
+            ``"replicate"``: while at least half of the candidates are running, evaluate one of
+            them once more; CMA-ES is told averages of what is ready when the last candidate is.
+        max_retry: evaluations of a candidate after its first, if its objective fails.
+        max_wait: seconds to wait for a generation before ``GenerationTimeoutError``.
+        lease: seconds without a sign of life after which a running trial counts as lost and its
+            slot is given to another; the same for all workers.
+        generations: stop ``study.optimize``, and raise ``SearchFinished`` from ``study.ask``, when
+            so many are complete. No limit by default.
+        include_start: make the start itself the first candidate.
+
+    Raises:
+        ValueError: an option is out of its range, or two contradict each other; when a study is
+            first used: it was begun with other options.
+
+    >>> import optuna
+    >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+    >>> study = optuna.create_study(sampler=GenerationalCmaEsSampler(popsize=8, seed=1))
+    >>> study.optimize(lambda trial: trial.suggest_float("x", -5, 5) ** 2, n_trials=200)
+    >>> study.best_value < 1e-6
+    True
+
+    """
+
+    def __init__(
+        self,
+        popsize: int = 12,
+        *,
+        seed: int | None = None,
+        x0: Mapping[str, float] | None = None,
+        sigma0: Widths | None = None,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        source_studies: Sources = (),
+        lr_adapt: bool = False,
+        separable: bool = False,
+        surplus: Surplus = "wait",
+        max_retry: int = 3,
+        max_wait: float = 86400.0,
+        lease: float = LEASE,
+        generations: int | None = None,
+        include_start: bool = False,
+    ) -> None:
+        if surplus not in get_args(Surplus):
+            raise ValueError(f"surplus must be one of {get_args(Surplus)}, got {surplus!r}")
+        if not (max_wait > 0 and lease > 0):
+            raise ValueError(f"max_wait and lease are seconds > 0, got {max_wait} and {lease}")
+        if generations is not None and generations < 1:
+            raise ValueError(f"generations must be at least 1, got {generations}")
+        if source_studies and (x0 is not None or sigma0 is not None or separable):
+            raise ValueError(
+                "source_studies gives the start and a full covariance: leave out x0, sigma0 and "
+                "separable"
+            )
+        space = None
+        if search_space is not None:
+            space = dict(sorted(numerical(search_space).items()))
+        self._seed = seed
+        self._options = Definition(
+            popsize=int(popsize),
+            seed=int(seed or 0),
+            x0={n: float(v) for n, v in x0.items()} if x0 is not None else None,
+            sigma0=plain(sigma0),
+            space=space,
+            lr_adapt=lr_adapt,
+            separable=separable,
+            max_retry=max_retry,
+            include_start=include_start,
+        )
+        if space:
+            self._options.evolution(space)  # a wrong start shows here
+        self._sources = source_studies
+        self._surplus = surplus
+        self._max_wait = max_wait
+        self._lease = lease
+        self._limit = generations
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._takers: dict[Key, SlotTaker] = {}
+        self._asked: dict[Key, Asked] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        own = ("_lock", "_takers", "_asked")
+        return {k: v for k, v in self.__dict__.items() if k not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew in another process."""
+        self.__dict__.update(state)
+        self._begin()
+
+    def __str__(self) -> str:
+        """Return the name and the popsize."""
+        return f"GenerationalCmaEsSampler(popsize={self._options.popsize})"
+
+    # What a worker may want to know
+
+    def generations(self, study: Study) -> Generations:
+        """Return the generations of a study as its trials say now."""
+        return self._taker(study).read()
+
+    def wait(self, study: Study) -> None:
+        """Wait until ``study.ask`` would find a slot free; another worker may still be faster.
+
+        Raises:
+            SearchFinished: the last generation is complete.
+            GenerationTimeoutError: the generation did not become complete within ``max_wait``.
+
+        """
+        self._taker(study).wait()
+
+    def slot(self, study: Study, trial_number: int) -> Slot | None:
+        """Return the slot of a running trial that this sampler object was asked for."""
+        asked = self._asked.get(key_of(study, trial_number))
+        return asked.slot if asked else None
+
+    # What Optuna calls
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Give the trial its slot; wait for one if the generation is full."""
+        storage, trial_id = study._storage, trial._trial_id
+        beats = heartbeat(self._lease)
+        beats.hold(storage, trial_id)
+        try:
+            self._raise_error_if_multi_objective(study)
+            asked = self._take(study, trial)
+            self._asked[key_of(study, trial.number)] = asked
+            if self._options.space is not None and not asked.over:
+                store(study, trial, asked)
+        except BaseException:
+            beats.release(storage, trial_id)
+            fail(storage, trial_id)
+            raise
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the numerical parameters, if they are known."""
+        asked = self._asked.get(key_of(study, trial.number))
+        return dict(asked.space or {}) if asked else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the candidate of the trial's slot."""
+        self._raise_error_if_multi_objective(study)
+        asked = self._asked.get(key_of(study, trial.number))
+        return {n: asked.drawn[n] for n in search_space} if asked else {}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter that CMA-ES does not search, or not yet."""
+        self._raise_error_if_multi_objective(study)
+        asked = self._asked.get(key_of(study, trial.number))
+        if asked and asked.over:
+            raise TrialPruned("all generations are complete")
+        taker = self._takers.get(key_of(study)) or self._taker(study)
+        definition = taker.generations.definition
+        slot = asked.slot if asked else None
+        if asked and asked.has(param_name, param_distribution):
+            return asked.drawn[param_name]
+        if asked and slot and asked.space is None:
+            for name, distribution in numerical({param_name: param_distribution}).items():
+                return definition.draw(slot, name, distribution)
+        of = (slot.generation, slot.index) if slot else (trial.number,)
+        seed = derive_seed(definition.seed, "independent", *of, param_name) % 2**32
+        return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Note a failed objective, and let the trial go."""
+        storage, trial_id = study._storage, trial._trial_id
+        heartbeat(self._lease).release(storage, trial_id)
+        asked = self._asked.pop(key_of(study, trial.number), None)
+        try:
+            if state == TrialState.FAIL:
+                write_trial(storage, trial_id, {}, {}, FAILED)
+        except UpdateFinishedTrialError:
+            return  # it was taken over
+        slot = asked.slot if asked else None
+        in_loop = study._thread_local.in_optimize_loop
+        if self._limit and in_loop and slot and not slot.replicate:
+            failed = state == TrialState.FAIL
+            if self.generations(study).ends_with(trial, slot, self._limit, failed=failed):
+                study.stop()
+
+    def _taker(self, study: Study) -> SlotTaker:
+        key = key_of(study)
+        with self._lock:
+            taker = self._takers.get(key)
+            if taker is None or taker.generations.number == 0:
+                # Two first workers may have written different definitions: the last one stands.
+                definition = agree(study, self._options, self._seed, self._sources)
+                if taker is None or taker.generations.definition != definition:
+                    taker = SlotTaker(
+                        study=study,
+                        generations=Generations(definition, study.direction),
+                        heartbeat=heartbeat(self._lease),
+                        watch=Watch(self._lease),
+                        surplus=self._surplus,
+                        max_wait=self._max_wait,
+                        limit=self._limit,
+                        held=lambda: self._held(key),
+                    )
+                    self._takers[key] = taker
+            return taker
+
+    def _held(self, study: Key) -> list[int]:
+        """Numbers of the unfinished trials that the calling thread has asked for."""
+        me = owner()
+        asked = list(self._asked.items())
+        return [key[-1] for key, a in asked if key[:-1] == study and a.owner == me]
+
+    def _take(self, study: Study, trial: FrozenTrial) -> Asked:
+        taker = self._taker(study)
+        slot = slot_of(trial, taker.generations.definition.key)
+        if slot is not None:
+            taker.read()  # the trial was asked for before, perhaps elsewhere
+        else:
+            try:
+                slot = taker.take(trial)
+            except SearchFinished:
+                if not stopped(study):
+                    raise
+                return Asked(None, None, {}, over=True)
+        with taker.lock:
+            return draw(taker.generations, trial, slot)

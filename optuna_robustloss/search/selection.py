@@ -1,0 +1,279 @@
+"""The result of a study: never its best trial, which is lucky, but the winner of a second round."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_robustloss.losses import PhasedLoss, TaylorLoss
+from optuna_robustloss.sampler.slots import slot_of, was_let_go
+from optuna_robustloss.search.objective import (
+    OPTUNA_GENERATION,
+    NoisyLabelObjective,
+    generation_of,
+)
+from optuna_robustloss.search.phases import Parameters
+from optuna_robustloss.search.spec import StudySpec
+from optuna_robustloss.search.study import attach_spec, read_generations, trials_done
+from optuna_robustloss.seeds import derive_seed
+from optuna_robustloss.training.loop import steps_per_epoch
+
+_ATTRIBUTE = "selection"
+#: Number of last generations whose CMA means are averaged.
+LAST_MEANS = 5
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate of the second round, with its fitness on fresh seeds."""
+
+    name: str
+    params: dict[str, float]
+    parameters: Parameters
+    values: tuple[float, ...] = ()
+    control: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean fitness over the seeds."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the seeds."""
+        return float(np.std(self.values, ddof=1))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """All finalists and the winner; the controls are not eligible, but may well lead."""
+
+    finalists: tuple[Finalist, ...]
+
+    @property
+    def winner(self) -> Finalist:
+        """The best candidate that the search found."""
+        return max((f for f in self.finalists if not f.control), key=lambda f: f.mean)
+
+    @property
+    def control(self) -> Finalist:
+        """The start loss at the first finalist's η, and at its switch."""
+        return next(f for f in self.finalists if f.control)
+
+
+def recombination_weights(popsize: int) -> np.ndarray:
+    """Weights of the better half, best first: Hansen, "The CMA Evolution Strategy", Eq. 49-53."""
+    half = popsize // 2
+    raw = math.log((popsize + 1) / 2) - np.log(np.arange(1, half + 1))
+    return np.asarray(raw / raw.sum())
+
+
+def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
+    """Mean of the CMA-ES distribution after each complete generation, in order.
+
+    Those of the generational sampler are exact. For other samplers it is the weighted mean of the
+    better half of each generation, to which CMA-ES sets its mean with its default learning rate.
+    Log-uniform parameters are averaged in the logarithm, in which they are searched.
+    """
+    if spec.sampler == "generational":
+        generations = read_generations(study)
+        return generations.means if generations is not None else []
+    if spec.sampler != "optuna-cmaes":
+        return []
+    space = spec.space.distributions
+    by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # What a second worker draws while the start loss is still running is random, and never told.
+    drawn = [t for t in trials if OPTUNA_GENERATION in t.system_attrs] or trials
+    for trial in drawn:
+        if trial.params.keys() == space.keys() and "start" not in trial.user_attrs:
+            by_generation[generation_of(trial, spec.popsize)].append(trial)
+    weights = recombination_weights(spec.popsize)
+    means = []
+    for _, members in sorted(by_generation.items()):
+        if len(members) < spec.popsize:
+            continue
+        told = sorted(members[: spec.popsize], key=lambda t: -(t.value or 0.0))[: len(weights)]
+        means.append(_weighted_mean([t.params for t in told], weights, spec))
+    return means
+
+
+def _weighted_mean(
+    points: Sequence[dict[str, float]], weights: np.ndarray, spec: StudySpec
+) -> dict[str, float]:
+    mean = {}
+    for name, distribution in spec.space.distributions.items():
+        values = np.array([point[name] for point in points])
+        if distribution.log:
+            mean[name] = float(np.exp(weights @ np.log(values)))
+        else:
+            mean[name] = float(weights @ values)
+    return mean
+
+
+def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
+    """Mean of the last five CMA means, the best trials, and the start loss as the control.
+
+    Raises:
+        ValueError: no trial is complete yet.
+
+    """
+    fitness = _fitness(study, spec)
+    complete = [t for t in study.get_trials(deepcopy=False) if t.number in fitness]
+    if not complete:
+        raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
+    found: dict[str, dict[str, float]] = {}
+    last = generation_means(study, spec)[-LAST_MEANS:]
+    if last:
+        even = np.full(len(last), 1 / len(last))
+        found[f"mean of the last {len(last)} CMA means"] = _weighted_mean(last, even, spec)
+    best = sorted(complete, key=lambda t: -fitness[t.number])[: spec.finalists]
+    found |= {f"trial {t.number}": dict(t.params) for t in best}
+    finalists = [Finalist(n, p, spec.space.at(p)) for n, p in found.items()]
+    # The control has the range, the cross-entropy weight and the switch of the first candidate.
+    first = next(iter(found.values()))
+    start = {n: first[n] if d.log else spec.space.start_point[n] for n, d in _space(spec)}
+    finalists.append(
+        Finalist(
+            f"start ({spec.space.start}) at the same η", start, spec.space.at(start), control=True
+        )
+    )
+    return finalists
+
+
+def _repeats(trial: FrozenTrial) -> bool:
+    """Whether a trial only repeats a candidate, in time or too late to be told."""
+    slot = slot_of(trial)
+    return slot.replicate > 0 if slot is not None else was_let_go(trial)
+
+
+def _fitness(study: Study, spec: StudySpec) -> dict[int, float]:
+    """Return the fitness of every candidate by trial number; the average of those repeated."""
+    complete = {
+        t.number: float(t.value or 0.0)
+        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if "start" not in t.user_attrs and not _repeats(t)
+    }
+    generations = read_generations(study) if spec.sampler == "generational" else None
+    told = generations.averages if generations is not None else {}
+    return {number: told.get(number, value) for number, value in complete.items()}
+
+
+def _space(spec: StudySpec) -> list[tuple[str, optuna.distributions.FloatDistribution]]:
+    return list(spec.space.distributions.items())
+
+
+def select(
+    study: Study,
+    objective: NoisyLabelObjective,
+    *,
+    on_run: Callable[[int, int], None] | None = None,
+) -> Selection:
+    """Train the finalists on fresh seeds, the same for all, and store the outcome with the study.
+
+    Args:
+        study: with at least one complete trial.
+        objective: with the study's spec.
+        on_run: called with (seeds done, seeds in all).
+
+    Raises:
+        ValueError: no trial is complete yet.
+
+    """
+    spec = attach_spec(study, None)
+    finalists = candidates(study, spec)
+    seeds = [derive_seed(spec.seed, "finalist", k) for k in range(spec.finalist_seeds)]
+    values: list[list[float]] = [[] for _ in finalists]
+    for done, seed in enumerate(seeds, start=1):
+        scores = objective.scores([finalist.parameters for finalist in finalists], seed)
+        for own, score in zip(values, scores, strict=True):
+            own.append(score.value)
+        if on_run is not None:
+            on_run(done, len(seeds))
+    judged = [
+        replace(finalist, values=tuple(own))
+        for finalist, own in zip(finalists, values, strict=True)
+    ]
+    selection = Selection(tuple(judged))
+    study.set_user_attr(
+        _ATTRIBUTE, _to_json(selection, seeds) | {"trials": trials_done(study, spec)}
+    )
+    return selection
+
+
+def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "winner": selection.winner.name,
+        "seeds": [str(seed) for seed in seeds],
+        "finalists": [
+            {
+                "name": f.name,
+                "params": f.params,
+                "values": list(f.values),
+                "mean": f.mean,
+                "std": f.std,
+                "control": f.control,
+                "loss": asdict(f.parameters),
+            }
+            for f in selection.finalists
+        ],
+    }
+
+
+def stored_selection(study: Study) -> Selection | None:
+    """Return the selection stored with ``study``, if ``select`` has run after the last trial."""
+    stored = study.user_attrs.get(_ATTRIBUTE)
+    if stored is None:
+        return None
+    spec = attach_spec(study, None)
+    if stored.get("trials") != trials_done(study, spec):
+        return None
+    return Selection(
+        tuple(
+            Finalist(
+                f["name"],
+                f["params"],
+                spec.space.at(f["params"]),
+                tuple(f["values"]),
+                f["control"],
+            )
+            for f in stored["finalists"]
+        )
+    )
+
+
+def selected_loss(
+    study: Study, selection: Selection, objective: NoisyLabelObjective
+) -> TaylorLoss | PhasedLoss:
+    """Build the winner as a loss whose provenance says where it comes from."""
+    spec = objective.spec
+    winner, control = selection.winner, selection.control
+    tasks = objective.tasks(derive_seed(spec.seed, "finalist", 0))
+    driven = {
+        t.spec.label: t.spec.recipe.lr
+        * steps_per_epoch(t)
+        * round(t.spec.recipe.epochs * max(spec.horizons))
+        for t in tasks
+    }
+    provenance = {
+        "study": study.study_name,
+        "spec": spec.model_dump(mode="json"),
+        "spec_hash": spec.hash,
+        "optuna_robustloss_version": study.user_attrs.get("optuna_robustloss_version"),
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "chosen": winner.name,
+        "trials": len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))),
+        "fitness": {"mean": winner.mean, "std": winner.std, "values": list(winner.values)},
+        "control": {"name": control.name, "mean": control.mean, "std": control.std},
+        "lr_times_steps": driven,
+    }
+    return winner.parameters.build(tasks[0].num_classes, provenance=provenance)

@@ -1,0 +1,100 @@
+"""The accuracy of networks along the way."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optuna_robustloss.tasks.prepare import LabelledImages
+from optuna_robustloss.tasks.recipes import Precision
+from optuna_robustloss.training.population.population import Population, Single
+
+#: Images of one evaluation batch times candidates, at most.
+_EVALUATION_BATCH = 1000
+_SMALLEST_BATCH = 125
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a run: after ``step`` optimiser steps, that is ``epoch`` epochs."""
+
+    step: int
+    epoch: float
+    accuracy: float
+    also: tuple[float, ...] = ()
+    """Accuracies on the further images that were watched."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one candidate's training."""
+
+    curve: tuple[Point, ...]
+    """Accuracy on the images that were watched, in order of the steps."""
+    diverged: bool = False
+    """The loss or the network's output was not finite; training stopped there."""
+    hopeless: bool = False
+    """Accuracy was near chance when it was checked; training stopped there."""
+    dropped: bool = False
+    """It was stopped at a rung."""
+    error: Exception | None = None
+    """What the observer raised; training stopped there."""
+    model: nn.Module | None = None
+    """The trained network, if it was asked for."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training went to its end."""
+        return not (self.diverged or self.hopeless or self.dropped or self.error)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Run matrix products and convolutions in ``precision``."""
+    half = precision == "bfloat16"
+    # CUDA graphs replay the casts of the weights, which a cache would leave out.
+    cached = device.type != "cuda"
+    return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=cached)
+
+
+@torch.no_grad()
+def accuracies(
+    population: Population,
+    part: LabelledImages,
+    device: torch.device,
+    precision: Precision = "float32",
+) -> tuple[list[float], Tensor]:
+    """Return each candidate's accuracy on ``part``, and bool ``(K,)``: all its logits are finite.
+
+    Raises:
+        ValueError: there are no images.
+
+    """
+    if len(part) == 0:
+        raise ValueError("there are no images to evaluate on: set the size of the validation split")
+    was_training = population.training
+    population.eval()
+    labels = part.labels.to(device)
+    correct = torch.zeros(population.size, dtype=torch.int64, device=device)
+    finite = torch.ones(population.size, dtype=torch.bool, device=device)
+    batch = max(_SMALLEST_BATCH, _EVALUATION_BATCH // population.size)
+    for index, images in part.images.batches(part.index, batch, device=device):
+        with autocast(precision, device):
+            logits = population(images)
+        correct += (logits.argmax(-1) == labels[index]).sum(-1)
+        finite &= torch.isfinite(logits).flatten(1).all(1)
+    population.train(was_training)
+    return [count / len(part) for count in correct.tolist()], finite
+
+
+def evaluate(model: nn.Module, part: LabelledImages, device: torch.device) -> tuple[float, bool]:
+    """Return the accuracy of one network on ``part``, and whether all logits were finite.
+
+    Raises:
+        ValueError: there are no images.
+
+    """
+    values, finite = accuracies(Single(model).train(model.training), part, device)
+    return values[0], bool(finite)

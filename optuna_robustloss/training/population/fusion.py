@@ -1,0 +1,286 @@
+"""A population whose layers are fused, and the proof that it computes what its networks do.
+
+Any network made of layers in ``leaves.LEAVES`` and of operations on its activations fuses without
+a rewrite of its code; `verify` says whether a given one really does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from optuna_robustloss.training.population.fused_layers import LEAVES, Frame, Layout
+from optuna_robustloss.training.population.population import Population
+
+
+class NotFusableError(ValueError):
+    """The network is made of something that cannot be fused; the message names it."""
+
+
+class Fused(Population):
+    """K networks of one architecture whose layers are fused one by one.
+
+    Dropout draws what one plain network would draw, for all candidates the same.
+
+    Args:
+        networks: K networks with the same structure; they are copied. The same one may come
+            several times.
+        layout: ``"channels"`` lays activations out as ``(N, K·C, H, W)``, for convolutional
+            networks; ``"batch"`` as ``(K·N, ...)``, for every other and for those that mix
+            channels by hand.
+
+    Raises:
+        NotFusableError: a module that has parameters or buffers of its own is of an unknown type.
+        ValueError: there are no networks, or their structures differ.
+
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], layout: Layout) -> None:
+        super().__init__()
+        if layout not in ("channels", "batch"):
+            raise ValueError(f"layout must be 'channels' or 'batch', got {layout!r}")
+        check_alike(networks)
+        # In a tuple, so that it is none of this module's children.
+        self._template = (copy.deepcopy(networks[0]),)
+        self._frame = Frame(layout)
+        self._channels_last = any(
+            p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+            for p in networks[0].parameters()
+            if not p.is_contiguous()
+        )
+        self.model = _fused(networks, self._frame)
+        if next(self.model.parameters(), None) is None:
+            raise NotFusableError(f"{type(networks[0]).__name__} has no parameters")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(K, N, C)`` of every candidate for ``images (N, ch, H, W)``."""
+        if self._channels_last:  # the layers go on with the format of the images
+            images = images.to(memory_format=torch.channels_last)
+        frame = self._frame
+        frame.size, frame.rows, frame.mixed = self.size, images.shape[0], False
+        if frame.layout == "batch":
+            logits: Tensor = self.model(images)
+            return torch.unflatten(logits, 0, (frame.size, -1))
+        with _CandidatewiseCat(frame):
+            logits = self.model(images)
+        return torch.unflatten(logits, 1, (frame.size, -1)).transpose(0, 1)
+
+    def network(self, index: int) -> nn.Module:
+        """Return a plain network with a copy of candidate ``index``'s weights and buffers."""
+        return plain_copy(self._template[0], self.model, index, training=self.training)
+
+
+def check_alike(networks: Sequence[nn.Module]) -> None:
+    """Raise a ValueError unless all networks have the same parameters and buffers by name."""
+    if not networks:
+        raise ValueError("a population needs at least one network")
+    shapes = [[(name, tuple(t.shape)) for name, t in _tensors(network)] for network in networks]
+    for index, other in enumerate(shapes):
+        if other != shapes[0]:
+            name = next((a or b)[0] for a, b in zip(shapes[0], other, strict=False) if a != b)
+            raise ValueError(f"networks 0 and {index} of a population differ at {name!r}")
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+@torch.no_grad()
+def plain_copy(template: nn.Module, stacked: nn.Module, index: int, *, training: bool) -> nn.Module:
+    """Copy ``template`` with slice ``index`` of the tensors of ``stacked``, in the same order."""
+    network = copy.deepcopy(template).train(training)
+    mine = (*network.parameters(), *network.buffers())
+    theirs = (*stacked.parameters(), *stacked.buffers())
+    for tensor, all_of_them in zip(mine, theirs, strict=True):
+        tensor.data = torch.empty_like(tensor, device=all_of_them.device)
+        tensor.copy_(all_of_them[index])
+    return network
+
+
+def _fused(networks: Sequence[nn.Module], frame: Frame) -> nn.Module:
+    """Copy the first network, with every known layer a leaf that holds all candidates."""
+    fused = copy.deepcopy(networks[0])
+    modules = [dict(network.named_modules()) for network in networks]
+    stacked: dict[int, Tensor] = {}  # tied tensors stay tied
+    for path, module in fused.named_modules():
+        plain = [of_network[path] for of_network in modules]
+        leaf = LEAVES.get(type(module))
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if leaf is None and any(tensor is not None for tensor in own):
+            raise NotFusableError(_unknown(path, module))
+        if leaf is None:
+            continue
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotFusableError(f"{_named(path, module)} has hooks, which no fused layer runs")
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in stacked:
+                values = torch.stack([other.get_parameter(name).detach() for other in plain])
+                stacked[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+            module._parameters[name] = stacked[id(parameter)]
+        for name, buffer in module.named_buffers(recurse=False):
+            if id(buffer) not in stacked:
+                stacked[id(buffer)] = torch.stack([other.get_buffer(name) for other in plain])
+            module._buffers[name] = stacked[id(buffer)]
+        module.__class__ = leaf
+        module._frame = frame
+    return fused
+
+
+def _named(path: str, module: nn.Module) -> str:
+    where = repr(path) if path else "the network itself"
+    return f"{where} ({type(module).__module__}.{type(module).__qualname__})"
+
+
+def _unknown(path: str, module: nn.Module) -> str:
+    own = [*module._parameters, *module._buffers]
+    known = ", ".join(sorted({layer.__name__ for layer in LEAVES}))
+    return (
+        f"{_named(path, module)} has {', '.join(own)} of its own and is no layer that can be "
+        f"fused: {known}"
+    )
+
+
+class _CandidatewiseCat(TorchFunctionMode):
+    """Concatenates channels candidate by candidate: ``(N, K·C1, ...)`` with ``(N, K·C2, ...)``."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.cat, torch.concat, torch.concatenate) and self.frame.mixed:
+            tensors, dim = _cat_arguments(*args, **kwargs)
+            if tensors[0].ndim > 1 and dim % tensors[0].ndim == 1:
+                parts = [torch.unflatten(tensor, 1, (self.frame.size, -1)) for tensor in tensors]
+                return func(parts, 2).flatten(1, 2)
+        return func(*args, **kwargs)
+
+
+def _cat_arguments(
+    tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, **_: Any
+) -> tuple[Sequence[Tensor], int]:
+    return tensors, dim if axis is None else axis
+
+
+def verify(
+    build: Callable[[Sequence[nn.Module]], Population],
+    network: nn.Module,
+    images: Tensor,
+    *,
+    tolerance: float = 1e-8,
+) -> None:
+    """Prove on a small population that ``build`` gives what its networks compute.
+
+    Three copies of ``network``, each with other weights, are compared in double precision on the
+    first four of ``images (N, ch, H, W)``, see `deviation`. Nothing of the caller's is changed.
+
+    Raises:
+        NotFusableError: it does not; the message says by how much, or what failed.
+
+    """
+    name = type(network).__name__
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            copies = [_perturbed(network) for _ in range(3)]
+            inputs = images[:4].detach().to("cpu", torch.float64)
+            inputs = inputs + 0.1 * torch.randn_like(inputs)
+        found = _deviation(build(copies), copies, inputs, seed=0)
+    except NotFusableError:
+        raise
+    except Exception as error:  # whatever the network's own code raises first
+        raise NotFusableError(f"{name} does not run as a population: {error}") from error
+    if not found <= tolerance:
+        raise NotFusableError(
+            f"{name} as a population computes something else than its networks: they deviate by "
+            f"{found:.2g}, allowed is {tolerance:.2g}"
+        )
+
+
+@torch.no_grad()
+def _perturbed(network: nn.Module) -> nn.Module:
+    """A copy in double precision with other weights; variances stay positive, zeros do not stay."""
+    other = copy.deepcopy(network).to("cpu", torch.float64)
+    for tensor in (*other.parameters(), *other.buffers()):
+        if not tensor.is_floating_point():
+            continue
+        if bool((tensor > 0).all()):
+            tensor *= 0.5 + torch.rand_like(tensor)
+        else:
+            size = tensor.square().mean().sqrt()
+            tensor += 0.2 * torch.where(size > 0, size, 1.0) * torch.randn_like(tensor)
+    return other
+
+
+def deviation(
+    population: Population, networks: Sequence[nn.Module], images: Tensor, *, seed: int = 0
+) -> float:
+    """Return the largest relative deviation of a just-built population from its plain networks.
+
+    Compared are, from the same state of the global generator: logits in training mode, the
+    gradients of all parameters for random gradients of the logits, parameters and buffers after
+    that, and logits in evaluation mode. In double precision right is below 1e-8; wrong wiring is
+    above .01. Neither the arguments nor the global generators change.
+    """
+    own = [copy.deepcopy(network) for network in networks]  # each its own, if one repeats
+    return _deviation(copy.deepcopy(population), own, images, seed)
+
+
+def _deviation(
+    population: Population, networks: Sequence[nn.Module], images: Tensor, seed: int
+) -> float:
+    """`deviation`, leaving gradients and new statistics in the population and the networks."""
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+
+        def logits(model: nn.Module, training: bool) -> Tensor:
+            torch.manual_seed(seed)
+            out: Tensor = model.train(training)(images)
+            return out
+
+        mine = logits(population, True)
+        theirs = torch.stack([logits(network, True) for network in networks])
+        if mine.shape != theirs.shape:
+            return float("inf")
+        gradient = torch.randn(theirs.shape, dtype=theirs.dtype).to(theirs.device)
+        torch.autograd.backward(mine, gradient)
+        torch.autograd.backward(theirs, gradient)
+        with torch.no_grad():
+            evaluated = logits(population, False)
+            apart = [_relative(mine, theirs)]
+            for index, network in enumerate(networks):
+                apart.append(_relative(evaluated[index], logits(network, False)))
+    for index, network in enumerate(networks):
+        apart += _differences(population, population.network(index), network, index)
+    return max(apart, key=lambda value: float("inf") if value != value else value)
+
+
+def _differences(
+    population: Population, extracted: nn.Module, network: nn.Module, index: int
+) -> Iterable[float]:
+    """Of candidate ``index``: gradients, and its tensors as ``Population.network`` gives them."""
+    pairs = list(zip(population.parameters(), network.parameters(), strict=True))
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    # A gradient that is zero but for rounding is no measure of its own deviation.
+    least = 1e-6 * max((float(g.abs().max()) for g in gradients), default=0.0)
+    for stacked, parameter in pairs:
+        if (stacked.grad is None) != (parameter.grad is None):
+            yield float("inf")
+        elif stacked.grad is not None and parameter.grad is not None:
+            yield _relative(stacked.grad[index], parameter.grad, least)
+    theirs = network.state_dict()
+    for name, tensor in extracted.state_dict().items():
+        yield _relative(tensor.double(), theirs[name].double())
+
+
+def _relative(mine: Tensor, theirs: Tensor, least: float = 0.0) -> float:
+    """Largest difference over the largest value."""
+    apart = float((mine - theirs).abs().max())
+    return apart / max(float(theirs.abs().max()), least, 1e-30) if apart else 0.0

@@ -1,0 +1,217 @@
+"""The command, in processes of its own: killed, shared, wrong, and its report."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from benchmark.test_study import VALUES, each_once
+from support import postgres
+from support.postgres import PostgresServer
+from typer.testing import CliRunner
+
+from optuna_robustloss.benchmark import worker as worker_module
+from optuna_robustloss.benchmark.study import cell_of, open_benchmark, outcomes
+from optuna_robustloss.cli.app import app
+from optuna_robustloss.distributed.storage import open_storage
+
+COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()", "benchmark"]
+PATIENCE = 120
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before(monkeypatch, tmp_path):
+    """The command changes this process's handler of SIGTERM and Optuna's verbosity."""
+    monkeypatch.chdir(tmp_path)
+    handler, verbosity = signal.getsignal(signal.SIGTERM), optuna.logging.get_verbosity()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/tiny.db"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(VALUES | {"methods": ["ce", "mae", "gce", "forward", "jocor"]}))
+    return path
+
+
+def start(bench, url, *arguments):
+    return subprocess.Popen(
+        [*COMMAND, str(bench), "--out", str(bench.parent / "out"), "--storage", url, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def found_so_far(url):
+    try:
+        return outcomes(optuna.load_study(study_name="tiny", storage=url))
+    except Exception:  # its tables are being made
+        return []
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
+    """Killed in the middle, then two workers at once: nothing is lost, nothing done twice."""
+    first = start(bench, url, "--together", "2")
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if Path(url.removeprefix("sqlite:///")).is_file() and found_so_far(url):
+            break
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = found_so_far(url)
+    assert before
+    second = start(bench, url, "--together", "2", "--workers", "2")
+    printed, errors = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0, errors
+    study, spec = open_benchmark(open_storage(url), "tiny")
+    each_once(study, spec.cells())
+    after = {o.cell: o for o in outcomes(study)}
+    assert all(after[o.cell] == o for o in before)
+    out = bench.parent / "out"
+    table = (out / "table.md").read_text()
+    assert "Forward correction" in table
+    assert "symmetric 40 %" in table
+    assert "missing" not in table
+    names = {p.name for p in out.iterdir()}
+    assert {"table.md", "table.csv", "table.tex", "table.html", "ranks.csv", "figures"} <= names
+    assert (out / "figures" / "loss-shapes.html").is_file()
+    assert str(out / "table.md") in printed
+
+
+def test_two_hosts_share_one_postgresql(bench):
+    if reason := postgres.skip_reason():
+        pytest.skip(reason)
+    with PostgresServer() as server:
+        url = server.create_database("bench")
+        both = [start(bench, url, "--together", "2") for _ in range(2)]
+        for process in both:
+            _, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, errors
+        study, spec = open_benchmark(open_storage(url), "tiny")
+        each_once(study, spec.cells())
+        workers = Counter(
+            t.user_attrs["worker"] for t in study.trials if t.state.name == "COMPLETE"
+        )
+        assert len(workers) == 2
+
+
+def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):
+    usual = worker_module.train_cells
+    calls = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return usual(*arguments)
+
+    monkeypatch.setattr(worker_module, "train_cells", train)
+    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--together", "2")
+    assert told.exit_code == 130
+    assert "stopped: 2 of 20 trainings are done and kept" in told.output
+    assert Counter(
+        t.state.name for t in optuna.load_study(study_name="tiny", storage=url).trials
+    ) == {
+        "COMPLETE": 2,
+        "FAIL": 2,
+    }
+    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--report-only")
+    assert told.exit_code == 0
+    assert len(calls) == 2
+    assert "missing: 18 of 20 trainings" in Path("out/table.md").read_text()
+
+
+def test_a_method_that_fails_is_named_and_the_others_are_reported(bench, url, monkeypatch):
+    usual = worker_module.train_cells
+
+    def train(spec, cells, options):
+        if any(cell.method == "jocor" for cell in cells):
+            raise RuntimeError("out of luck")
+        return usual(spec, cells, options)
+
+    monkeypatch.setattr(worker_module, "train_cells", train)
+    told = invoke("benchmark", bench, "--out", "out", "--storage", url)
+    assert told.exit_code == 1
+    assert "4 of 20 trainings failed" in told.output
+    assert "jocor on digits/mlp2/clean, seed 1, scale 1: RuntimeError: out of luck" in told.output
+    assert "GCE" in Path("out/table.md").read_text()
+
+
+def test_a_tuned_pass_adds_the_regimes_of_a_chosen_scale(bench, url):
+    values = VALUES | {"methods": ["ce", "gce"], "scales": [0.5, 1], "seeds": 1}
+    bench.write_text(yaml.safe_dump(values))
+    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--tuned")
+    assert told.exit_code == 0, told.output
+    table = Path("out/table.md").read_text()
+    for regime in ("native", "blind", "clean 60", "clean 20", "noisy 60"):
+        assert f": {regime}" in table
+    told = invoke(
+        *("benchmark", bench, "--out", "out", "--storage", url, "--horizon", 3),
+        *("--schedule", "cosine", "--only", "clean"),
+    )
+    assert told.exit_code == 0, told.output
+    assert "symmetric" not in Path("out/table.md").read_text()
+    study, _ = open_benchmark(open_storage(url), "tiny")
+    longer = [cell_of(t) for t in study.trials if cell_of(t).horizon == 3]
+    assert {(c.task, c.schedule, c.scale) for c in longer} == {("digits/mlp2/clean", "cosine", 1)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--horizon", "2"], "horizons of benchmark 'tiny' are 1, 3; 2.0 is none of them"),
+        (["--only", "resnet"], "no task has resnet in it"),
+        (["--storage", "sqlite:///nowhere/x.db"], "nowhere"),
+        (["--report-only"], "tiny.db"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_leaves_nothing(bench, arguments, message):
+    told = invoke("benchmark", bench, "--out", "out", *arguments)
+    assert told.exit_code == 2
+    assert message in told.output.replace("\n", "")
+    assert "Traceback" not in told.output
+    assert not Path("tiny.db").exists()
+    assert not Path("out").exists()
+
+
+def test_a_network_that_does_not_fit_shows_before_a_study_is_made(bench):
+    tasks = [{"datasets": "digits", "architectures": "cnn4", "noise": "none"}]
+    bench.write_text(yaml.safe_dump(VALUES | {"tasks": tasks}))
+    told = invoke("benchmark", bench, "--out", "out")
+    assert told.exit_code == 2
+    assert "cnn4 needs images of at least 16×16 pixels" in told.output.replace("\n", " ")
+    assert not Path("tiny.db").exists()
+
+
+def test_features_of_test_images_are_shown_for_each_method(bench):
+    told = invoke(
+        *("features", bench, "features.html", "--task", "clean", "--images", 60),
+        *("--method", "ce", "--method", "jocor"),
+    )
+    assert told.exit_code == 0, told.output
+    text = Path("features.html").read_text()
+    assert "JoCoR" in text
+    assert "true class 7" in text
+    told = invoke("features", bench, "features.html", "--task", "mlp2")
+    assert told.exit_code == 2
+    assert "'mlp2' names 2 tasks, not one of" in told.output

@@ -1,0 +1,272 @@
+"""Signs of life: who counts as gone, and a heartbeat that nothing stops."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from optuna_robustloss.distributed import lease
+from optuna_robustloss.distributed.lease import (
+    Heartbeat,
+    SignOfLife,
+    Watch,
+    beat,
+    fail,
+    heartbeat,
+    machine,
+    now,
+    sign_of,
+)
+from optuna_robustloss.distributed.storage import open_storage
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+ELSEWHERE = SignOfLife(at=0.0, machine="another", pid=1, started=1)
+
+
+def trial_with(sign, trial_id=0, state=TrialState.RUNNING, **changes):
+    trial = optuna.trial.create_trial(state=state, system_attrs=sign.attribute() if sign else {})
+    trial._trial_id = trial.number = trial_id
+    for name, value in changes.items():
+        setattr(trial, name, value)
+    return trial
+
+
+class Clock:
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def look_on(watch, clock, trial, until):
+    """Look at a trial every second; whether it is stale at last."""
+    while clock.time + 1 < until:
+        clock.time += 1
+        watch.stale(trial)
+    clock.time = until
+    return watch.stale(trial)
+
+
+@pytest.mark.parametrize("sign", [ELSEWHERE, None])
+def test_a_lease_runs_out_when_nothing_changes(clock, sign):
+    watch = Watch(lease=10.0, clock=clock)
+    assert not watch.stale(trial_with(sign))
+    assert not look_on(watch, clock, trial_with(sign), 10.0)
+    assert look_on(watch, clock, trial_with(sign), 10.1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        trial_with(replace(ELSEWHERE, at=-5.0)),  # a clock that was set back is a sign of life
+        trial_with(ELSEWHERE, params={"x": 1.0}),
+        trial_with(ELSEWHERE, user_attrs={"a": 1}),
+        trial_with(ELSEWHERE, intermediate_values={0: 1.0}),
+    ],
+)
+def test_any_change_renews_the_lease(clock, changed):
+    watch = Watch(lease=10.0, clock=clock)
+    watch.stale(trial_with(ELSEWHERE))
+    assert not look_on(watch, clock, trial_with(ELSEWHERE), 8.0)
+    assert not look_on(watch, clock, changed, 9.0)
+    assert not look_on(watch, clock, changed, 19.0)
+    assert look_on(watch, clock, changed, 20.0)
+
+
+def test_after_a_pause_half_of_the_lease_is_watched_again(clock):
+    """Nobody could give a sign of life while the database was away."""
+    watch = Watch(lease=10.0, clock=clock)
+    watch.stale(trial_with(ELSEWHERE))
+    clock.time = 1e6
+    assert not watch.stale(trial_with(ELSEWHERE))
+    assert not look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5)
+    assert look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5.1)
+
+
+def test_a_watch_that_was_away_itself_accuses_nobody_who_moved(clock):
+    watch = Watch(lease=10.0, clock=clock)
+    watch.stale(trial_with(ELSEWHERE))
+    clock.time = 1e6
+    assert not watch.stale(trial_with(replace(ELSEWHERE, at=1e6)))
+
+
+def test_clocks_of_hosts_are_not_compared(clock):
+    watch = Watch(lease=10.0, clock=clock)
+    assert not watch.stale(trial_with(replace(ELSEWHERE, at=-1e9), 1))
+    assert not watch.stale(trial_with(replace(ELSEWHERE, at=1e12), 2))
+
+
+@pytest.mark.parametrize("state", [s for s in TrialState if s.name in ("FAIL", "PRUNED")])
+def test_a_finished_trial_is_not_stale(clock, state):
+    watch = Watch(lease=10.0, clock=clock)
+    watch.stale(trial_with(ELSEWHERE))
+    clock.time = 99.0
+    assert not watch.stale(trial_with(ELSEWHERE, state=state))
+
+
+def test_this_process_is_alive(clock):
+    assert not Watch(10.0, clock).stale(trial_with(now()))
+
+
+@linux
+def test_a_process_that_is_gone_is_noticed_at_once(clock):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = lease._started(child.pid)
+    trial = trial_with(SignOfLife(0.0, machine(), child.pid, started))
+    watch = Watch(10.0, clock)
+    assert not watch.stale(trial)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now: nobody has reaped it
+    assert watch.stale(trial)
+    child.communicate()
+    assert watch.stale(trial)
+
+
+@linux
+def test_a_later_process_with_the_same_number_is_another_one(clock):
+    reused = replace(now(), started=now().started + 1)
+    assert Watch(10.0, clock).stale(trial_with(reused))
+
+
+def test_where_start_times_are_unknown_the_number_decides(clock, monkeypatch):
+    mine = replace(now(), started=0)
+    assert not Watch(10.0, clock).stale(trial_with(mine))
+    killed = []
+
+    def kill(pid, number):
+        killed.append((pid, number))
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert Watch(10.0, clock).stale(trial_with(mine))
+    assert killed == [(os.getpid(), 0)]  # asks only, and never harms
+
+
+@pytest.mark.parametrize("value", [None, 0, [], [1.0, "m", 1], [1.0, "m", "1", 1], {"at": 1}])
+def test_a_damaged_sign_of_life_is_none(value):
+    (key,) = ELSEWHERE.attribute()
+    trial = trial_with(None, system_attrs={key: value})
+    assert sign_of(trial) is None
+
+
+class Beaten(InMemoryStorage):
+    """Not Optuna's own class by type, so that it gets beats; says when, and can be in trouble."""
+
+    def __init__(self):
+        super().__init__()
+        self.beats = threading.Semaphore(0)
+        self.trouble = []
+
+    def set_trial_system_attr(self, trial_id, key, value):
+        try:
+            if self.trouble:
+                raise self.trouble.pop()
+            super().set_trial_system_attr(trial_id, key, value)
+        finally:
+            self.beats.release()
+
+    def beaten(self, times=1):
+        return all(self.beats.acquire(timeout=5) for _ in range(times))
+
+
+@pytest.fixture
+def running(monkeypatch):
+    monkeypatch.setattr(lease, "InMemoryStorage", type("Nothing", (), {}))
+    storage = Beaten()
+    study = optuna.create_study(storage=storage)
+    trial_id = storage.create_new_trial(study._study_id)
+    beats = Heartbeat(0.01)
+    beats.hold(storage, trial_id)
+    yield storage, trial_id, beats
+    beats.release(storage, trial_id)
+
+
+def test_a_heartbeat_rewrites_the_sign_of_life(running):
+    storage, trial_id, beats = running
+    assert storage.beaten(2)
+    first = sign_of(storage.get_trial(trial_id))
+    assert (first.pid, first.machine) == (os.getpid(), machine())
+    assert storage.beaten(2)
+    assert sign_of(storage.get_trial(trial_id)).at > first.at
+    assert beats.holds(storage, trial_id)
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("boom"), MemoryError()])
+def test_a_heartbeat_survives_an_error_of_the_storage(running, error):
+    storage, trial_id, _ = running
+    storage.trouble.append(error)
+    assert storage.beaten(4)
+    assert not storage.trouble
+    assert sign_of(storage.get_trial(trial_id)) is not None
+
+
+def test_a_heartbeat_lets_a_finished_trial_go(running):
+    storage, trial_id, beats = running
+    assert fail(storage, trial_id)
+    deadline = time.monotonic() + 5
+    while beats.holds(storage, trial_id) and time.monotonic() < deadline:
+        assert storage.beaten()  # the one that finds it finished, at the latest
+        time.sleep(0.001)
+    assert not beats.holds(storage, trial_id)
+
+
+def test_a_released_trial_gets_no_more_beats(running):
+    storage, trial_id, beats = running
+    assert storage.beaten()
+    beats.release(storage, trial_id)
+    assert not beats.holds(storage, trial_id)
+    while storage.beats.acquire(timeout=0.1):
+        pass
+    before = sign_of(storage.get_trial(trial_id))
+    storage.beats.acquire(timeout=0.1)
+    assert sign_of(storage.get_trial(trial_id)) == before
+
+
+def test_in_memory_nobody_needs_a_sign_of_life():
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    beats = Heartbeat(0.01)
+    beats.hold(storage, storage.create_new_trial(study._study_id))
+    assert beats._thread is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_holds_nothing_of_its_parent(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=True)
+    trial_id = storage.create_new_trial(optuna.create_study(storage=storage)._study_id)
+    beats = Heartbeat(99.0)
+    beats.hold(storage, trial_id)
+    assert beats.holds(storage, trial_id)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(beats.holds(storage, trial_id)))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_only_the_first_to_fail_a_trial_did_it(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=True)
+    trial_id = storage.create_new_trial(optuna.create_study(storage=storage)._study_id)
+    beat(storage, trial_id)
+    assert fail(storage, trial_id)
+    assert not fail(storage, trial_id)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        beat(storage, trial_id)
+
+
+def test_one_heartbeat_per_process_and_lease():
+    assert heartbeat(120.0) is heartbeat(120.0)
+    assert heartbeat(120.0) is not heartbeat(60.0)

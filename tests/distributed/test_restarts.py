@@ -1,0 +1,138 @@
+"""Servers that are restarted while workers use them."""
+
+import logging
+import threading
+import time
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import get_storage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from support import postgres
+
+from distributed.test_open_storage import closed_port
+from optuna_robustloss.distributed import patience as waiting
+from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.distributed.trial_io import write_trial
+
+postgres_server = postgres.postgres_server
+postgres_url = postgres.postgres_url
+
+SPACE = {"x": FloatDistribution(0, 1)}
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, waiting.logger.name)
+    return lambda: [record for record in caplog.records if record.name == waiting.logger.name]
+
+
+def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
+    pytest.importorskip("grpc")
+    from optuna.storages._grpc.server import make_server
+
+    behind = get_storage(open_storage(f"sqlite:///{tmp_path}/s.db", create=True))
+    port = closed_port()
+
+    def start():
+        server = make_server(behind, "localhost", port)
+        server.start()
+        return server
+
+    servers = [start()]
+    storage = open_storage(f"grpc://localhost:{port}")
+    storage.patience.longest = 0.1
+    study = optuna.create_study(storage=storage, study_name="s")
+    trial = study.ask()
+    servers[0].stop(None).wait()
+    restart = threading.Timer(0.5, lambda: servers.append(start()))
+    restart.start()
+    trial.suggest_float("x", 0, 1)
+    study.tell(trial, 1.0)
+    assert [record.levelname for record in log()] == ["WARNING", "INFO"]
+    assert behind.get_trial(trial._trial_id).values == [1.0]
+    restart.join()
+    servers[1].stop(None).wait()
+    storage.patience.seconds = 0.2
+    with pytest.raises(StorageInternalError, match=rf"grpc://localhost:{port} did not answer"):
+        storage.get_all_studies()
+    servers.append(start())
+    storage.patience.seconds = 30
+    with pytest.raises(KeyError):
+        storage.get_trial(77)
+    servers[2].stop(None).wait()
+
+
+def test_a_connection_to_what_is_now_a_standby_is_given_up(postgres_url, log):
+    storage = open_storage(postgres_url, patience=5)
+    storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    connections = [storage.engine.connect() for _ in range(2)]  # all that the pool keeps
+    for connection in connections:
+        connection.execute(sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+        connection.commit()
+        connection.close()
+    storage.set_study_user_attr(1, "a", 1)
+    assert storage.get_study_user_attrs(1) == {"a": 1}
+    assert "read-only" in log()[0].getMessage()
+    storage.engine.dispose()
+
+
+def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
+    if reason := postgres.skip_reason():
+        pytest.skip(reason)
+    stop, done, failed = threading.Event(), [], []
+
+    def work():
+        try:
+            while not stop.is_set():
+                trial = cached.create_new_trial(1)
+                write_trial(cached, trial, {"x": 0.5}, SPACE, {"generation": 1})
+                cached.set_trial_state_values(trial, TrialState.COMPLETE, [1.0])
+                cached.get_all_trials(1, deepcopy=False)
+                done.append(trial)
+        except Exception as error:
+            failed.append(error)
+
+    def sign_of_life():  # Optuna repeats a new trial by itself, but not this
+        try:
+            while not stop.wait(0.01):
+                storage.set_study_user_attr(1, "alive", time.time())
+        except Exception as error:
+            failed.append(error)
+
+    def restart(server, mode):
+        before = len(done)
+        server.stop(mode)
+        time.sleep(0.3)
+        server.start()
+        deadline = time.monotonic() + 60
+        while len(done) < before + 10 and not failed and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    with postgres.PostgresServer() as server:
+        url = server.create_database("d")
+        storage = open_storage(url)
+        storage.patience.longest = 0.5
+        storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+        cached = get_storage(storage)
+        workers = [threading.Thread(target=task) for task in (work, work, sign_of_life)]
+        for worker in workers:
+            worker.start()
+        restart(server, "fast")
+        restart(server, "immediate")
+        stop.set()
+        for worker in workers:
+            worker.join()
+        assert failed == []
+        trials = storage.get_all_trials(1)
+        assert len(done) >= 20
+        storage.engine.dispose()
+    assert {t._trial_id for t in trials if t.state == TrialState.COMPLETE} >= set(done)
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert all(t.params == {"x": 0.5} for t in trials if t.state == TrialState.COMPLETE)
+    assert [record.levelname for record in log()].count("WARNING") >= 2
+    assert not any(server.password in record.getMessage() for record in log())

@@ -1,0 +1,302 @@
+"""What candidates take, and what happens where they do not all fit."""
+
+import copy
+import gc
+import logging
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from optuna_robustloss.tasks.models import build_model
+from optuna_robustloss.training import loop
+from optuna_robustloss.training.group import Group
+from optuna_robustloss.training.population import memory
+from optuna_robustloss.training.population.memory import (
+    bytes_per_candidate,
+    fitting_size,
+    out_of_memory,
+)
+from optuna_robustloss.training.population.population import Population
+from training.test_population_loop import ADAM, SGD, alike, bitwise, hostile, taylor, together
+from training.tiny import CPU, digits, same
+
+LOSSES = [(2.0, 0), (3.0, 0.1), (4.0, 0), (5.0, 0.2), (6.0, 0)]
+
+
+def five():
+    return [taylor(eta=eta, cross_entropy_weight=alpha) for eta, alpha in LOSSES]
+
+
+def network(name="mlp2"):
+    return build_model(name, num_classes=10, image_shape=(1, 8, 8))
+
+
+# The estimate
+
+
+def test_a_candidate_takes_more_with_a_larger_batch_and_a_larger_network():
+    small, large = (digits(train=800, batch_size=b) for b in (16, 256))
+    for name in ("mlp2", "jocor"):
+        assert bytes_per_candidate(network(name), small, CPU) < bytes_per_candidate(
+            network(name), large, CPU
+        )
+    assert bytes_per_candidate(network("mlp2"), small, CPU) < bytes_per_candidate(
+        network("mlp3"), small, CPU
+    )
+    one = bytes_per_candidate(network("jocor"), large, CPU)
+    assert one > 256 * 64 * 8 * 8 * 4 * 4  # the first stage alone keeps so much
+    few = digits(train=20, batch_size=256)  # a batch has no more images than there are
+    assert bytes_per_candidate(network(), few, CPU) < bytes_per_candidate(network(), large, CPU)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "states"),
+    [
+        ({"optimizer": "sgd", "momentum": 0}, 0),
+        ({"optimizer": "sgd", "momentum": 0.9}, 1),
+        ({"optimizer": "adam", "momentum": 0}, 2),
+        ({"optimizer": "adamw", "momentum": 0, "lookahead_k": 5, "lookahead_alpha": 0.5}, 3),
+    ],
+)
+def test_the_optimisers_state_counts(recipe, states):
+    weights = sum(4 * p.numel() for p in network().parameters())
+    plain = digits(optimizer="sgd", momentum=0)
+    more = bytes_per_candidate(network(), digits(**recipe), CPU)
+    assert more - bytes_per_candidate(network(), plain, CPU) == states * weights
+
+
+def test_estimating_changes_neither_the_network_nor_random_numbers():
+    model = network("jocor").eval()
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    bytes_per_candidate(model, digits(), CPU)
+    assert same(before.values(), model.state_dict().values())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("free", "fitting"), [(0, 1), (0.5, 1), (2.6, 2), (3.9, 3), (1000, 7), (math.inf, 7)]
+)
+def test_so_many_fit_as_the_free_memory_holds_and_at_least_one(monkeypatch, free, fitting):
+    task, model = digits(), network()
+    one = bytes_per_candidate(model, task, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free * one)
+    assert fitting_size(model, task, 7, CPU) == fitting
+
+
+def test_the_free_memory_of_this_machine_is_known():
+    assert memory.free_bytes(CPU) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error, expected):
+    assert out_of_memory(error) is expected
+
+
+# Several groups
+
+
+def limited(monkeypatch, size):
+    monkeypatch.setattr(loop, "fitting_size", lambda model, task, count, device: min(count, size))
+
+
+def sizes(monkeypatch):
+    """How many candidates every step was for."""
+    seen = []
+
+    def step(self):
+        seen.append(len(self.candidates))
+        original(self)
+
+    original = Group._train_step
+    monkeypatch.setattr(Group, "_train_step", step)
+    return seen
+
+
+@pytest.mark.parametrize("way", ["batch", "vmap"])
+def test_groups_give_what_all_together_give(monkeypatch, way):
+    task = digits(augment=True, **ADAM)
+    told = []
+    usual = together(task, five(), way=way, watch_at=[4, 7])
+    seen = sizes(monkeypatch)
+    limited(monkeypatch, 2)
+    runs = together(
+        task, five(), way=way, watch_at=[4, 7], observe=lambda i, p: told.append((i, p.step))
+    )
+    assert sorted(seen) == [1] * 12 + [2] * 24
+    assert sorted(told) == [(i, step) for i in range(5) for step in (4, 7, 12)]
+    for run, own in zip(runs, usual, strict=True):
+        assert run.curve == own.curve
+        alike(run, own)
+
+
+@pytest.mark.parametrize(
+    ("network", "way", "recipe"),
+    [
+        ("mlp2", "batch", ADAM),
+        ("mlp2", "vmap", SGD | {"lookahead_k": 5, "lookahead_alpha": 0.5}),
+        ("jocor", "channels", SGD | {"lookahead_k": 5, "lookahead_alpha": 0.5}),
+        ("jocor", "batch", SGD | {"nesterov": True}),
+    ],
+)
+def test_groups_are_joined_when_they_fit_and_take_all_their_state_along(
+    monkeypatch, network, way, recipe
+):
+    """Momentum, slow weights, statistics and losses: else the weights would differ."""
+    task = digits(f"digits,{network}", train=48, batch_size=16, schedule="cosine", **recipe)
+    asked = []
+
+    def judge(alive):
+        asked.append(alive)
+        return [0, 4] if len(asked) == 1 else [3]
+
+    options = {"way": way, "judge": judge, "judge_at": [4, 7], "watch_at": [3]}
+    usual = together(task, five(), **options)
+    asked.clear()
+    seen = sizes(monkeypatch)
+    limited(monkeypatch, 2)
+    runs = together(task, five(), **options)  # 0 3, 1 4, 2; then 3 1 and 2; then 1 2
+    assert asked == [[0, 1, 2, 3, 4], [1, 2, 3]]
+    assert sorted(seen) == [1] * (4 + 3) + [2] * (4 + 4 + 3 + 2)
+    for run, own in zip(runs, usual, strict=True):
+        assert [p.step for p in run.curve] == [p.step for p in own.curve]
+        assert run.dropped == own.dropped
+        alike(run, own, 1e-3)
+
+
+def test_groups_of_any_losses_are_joined(monkeypatch):
+    task = digits(epochs=4, **ADAM)
+    criteria = [nn.CrossEntropyLoss(), hostile("nan"), taylor(), taylor(eta=3.0)]
+    usual = together(task, criteria, way="batch")
+    seen = sizes(monkeypatch)
+    limited(monkeypatch, 3)
+    runs = together(task, criteria, way="batch", judge=lambda alive: [], judge_at=[8])
+    assert runs[1].diverged
+    assert seen[-8:] == [3] * 8
+    for run, own in zip(runs, usual, strict=True):
+        assert run.curve[-1] == own.curve[-1]
+        alike(run, own) if run.complete else None
+
+
+def test_groups_wait_elsewhere_from_the_moment_they_are_built(monkeypatch):
+    """With all of them on the device at once there would be no room for the first."""
+    events = []
+    build, park = loop.build, Group.park
+    monkeypatch.setattr(loop, "build", lambda *a: events.append("built") or build(*a))
+    monkeypatch.setattr(Group, "park", lambda self: events.append("parked") or park(self))
+    limited(monkeypatch, 2)
+    together(digits(**ADAM), five(), way="batch")
+    assert events[:6] == ["built", "parked"] * 3
+
+
+# Out of memory
+
+
+class Full:
+    """Makes populations of more than ``fitting`` candidates raise from their pass ``at`` on."""
+
+    def __init__(self, monkeypatch, error, *, at=1, fitting=2):
+        self.raised, self.alive = 0, []
+        build = loop.build
+
+        def built(way, networks):
+            gc.disable()
+            self.alive.append(sum(reference() is not None for reference in populations))
+            population = build(way, networks)
+            populations.append(weakref.ref(population))
+            population.register_forward_pre_hook(check)
+            return population
+
+        def check(population: Population, _):
+            if population.training:
+                passes[id(population)] = passes.get(id(population), 0) + 1
+            if population.size > fitting and passes.get(id(population), 0) >= at:
+                self.raised += 1
+                raise type(error)(*error.args)  # anew: its traceback holds the group
+
+        populations, passes = [], {}
+        monkeypatch.setattr(loop, "build", built)
+
+
+@pytest.fixture
+def collecting():
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("at", [1, 6])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 7 GB")],
+    ids=["cuda", "cpu"],
+)
+@pytest.mark.usefixtures("collecting")
+def test_groups_that_do_not_fit_are_halved_and_start_again(monkeypatch, caplog, error, at):
+    task, told = digits(augment=True, **ADAM), []
+    options = {"way": "batch", "watch_at": [3, 8]}
+    usual = together(task, five(), **options)
+    full = Full(monkeypatch, error, at=at)
+    with caplog.at_level(logging.WARNING):
+        runs = together(
+            task, five(), observe=lambda i, point: told.append((i, point.step)), **options
+        )
+    assert full.raised == 2  # 5 together, then 3 of 5
+    assert full.alive == [0, 0, 1, 1, 2]  # what did not fit is gone when its halves are built
+    assert sorted(told) == [(i, step) for i in range(5) for step in (3, 8, 12)]
+    assert [run.curve for run in runs] == [run.curve for run in usual]
+    for run, own in zip(runs, usual, strict=True):
+        alike(run, own)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "5 candidates do not fit into memory together: they start again 3 at a time",
+        "3 candidates do not fit into memory together: they start again 2 at a time",
+    ]
+
+
+@pytest.mark.usefixtures("collecting")
+def test_those_that_ended_before_stay_ended(monkeypatch):
+    task = digits(**ADAM)
+    criteria = [*five(), hostile("nan")]
+    Full(monkeypatch, MemoryError(), at=8)
+    runs = together(task, criteria, way="batch", judge=lambda alive: [0], judge_at=[5])
+    assert [run.dropped for run in runs] == [True] + [False] * 5
+    assert [run.diverged for run in runs] == [False] * 5 + [True]
+    assert [[p.step for p in run.curve] for run in runs] == [[5]] + [[5, 12]] * 4 + [[4]]
+
+
+@pytest.mark.usefixtures("collecting")
+def test_one_that_does_not_fit_alone_is_an_error(monkeypatch):
+    full = Full(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), fitting=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        together(digits(**ADAM), five()[:2], way="batch")
+    assert full.raised == 2
+
+
+@pytest.mark.usefixtures("collecting")
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    full = Full(monkeypatch, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        together(digits(**ADAM), five(), way="batch")
+    assert full.raised == 1
+
+
+def test_bitwise_is_what_it_says():
+    task = digits(**ADAM)
+    first, second = together(task, [taylor(), taylor(eta=3.0)])
+    assert bitwise(first, first)
+    assert not bitwise(first, second)
