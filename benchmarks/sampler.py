@@ -16,8 +16,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from rich.console import Console
 
-ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
 from benchmarks import overhead, simulation
 
 PARTS = ("simulation", "overhead")

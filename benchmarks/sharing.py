@@ -16,8 +16,7 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
 
 from support.postgres import PostgresServer
 

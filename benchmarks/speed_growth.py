@@ -143,7 +143,7 @@ def _generations(
     name: str, spec: StudySpec, root: Path | None, generations: int, stopping: bool
 ) -> Iterator[GenerationRow]:
     if not stopping:
-        spec = spec.model_copy(update={"hopeless_after": None, "rungs": ()})
+        spec = spec.model_copy(update={"stop_at_chance_after": None, "rungs": ()})
     objective = NoisyLabelObjective(spec, root=root)
     study = optuna.create_study(direction="maximize")
     study.sampler = make_sampler(spec, study._storage)

@@ -115,7 +115,7 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
                     watch=task.validation,
                     watch_at=(),
                     epochs=TIMED_EPOCHS,
-                    hopeless_after=None,
+                    stop_at_chance_after=None,
                 )
                 taken = times * (perf_counter() - start) / POPSIZE
                 seconds.setdefault((architecture, name), []).append(taken)
@@ -184,7 +184,7 @@ def fitness_rows(root: Path | None, candidates: int) -> Iterator[FitnessRow]:
                 seed=0,
                 watch=task.validation,
                 watch_at=(),
-                hopeless_after=None,
+                stop_at_chance_after=None,
             )
             both.append([run.curve[-1].accuracy for run in runs])
         yield FitnessRow(architecture, theirs, *both)

@@ -11,7 +11,7 @@ the generations:
 - the rank correlation of early signals, the accuracy along the way first of all, with the accuracy
   at the end, for every network and for the mean over the networks ("rungs" of a spec);
 - how many candidates would be stopped as near chance at each moment, and how many of them would
-  have ended in the better half ("hopeless_after" of a spec);
+  have ended in the better half ("stop_at_chance_after" of a spec);
 - the rank correlation of the fitness under each variant with that under the first.
 
 It goes on where it was stopped: what is in the file --out is not trained again.
@@ -127,7 +127,7 @@ def curves(
         watch=task.validation,
         also_watch=[replace(task.train, index=task.train.index[: len(task.validation)])],
         watch_at=[round(epochs * (i + 1) / count) * per_epoch for i in range(count)],
-        hopeless_after=None,
+        stop_at_chance_after=None,
         way=way,
     )
     padded = [[*run.curve, *[run.curve[-1]] * (count - len(run.curve))] for run in runs]

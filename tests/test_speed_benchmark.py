@@ -77,7 +77,7 @@ train: 100
 validation: 100
 popsize: 6
 generations: 2
-hopeless_after: null
+stop_at_chance_after: null
 rungs: [0.5]
 """
     (tmp_path / "small.yaml").write_text(text)

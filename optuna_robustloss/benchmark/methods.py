@@ -12,7 +12,7 @@ from optuna_robustloss.losses import ELRLoss, PhasedLoss
 from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
 from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.tasks.prepare import Task
-from optuna_robustloss.training.evaluation import Run
+from optuna_robustloss.training.evaluation import TrainingResult
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
 from optuna_robustloss.training.methods import train_forward_corrected, train_jocor
 
@@ -22,7 +22,7 @@ class Procedure(Protocol):
 
     def __call__(
         self, task: Task, *, seed: int, epochs: int | None, scale: float, **options: Any
-    ) -> Run:
+    ) -> TrainingResult:
         """Train once."""
 
 
@@ -116,7 +116,7 @@ def train_methods(
     seed: int,
     epochs: int | None = None,
     **options: Any,
-) -> list[Run]:
+) -> list[TrainingResult]:
     """Train with each of several methods: those that are losses as one population.
 
     Args:
@@ -130,7 +130,7 @@ def train_methods(
         the runs, in the order of ``methods``.
 
     """
-    runs: dict[int, Run] = {}
+    runs: dict[int, TrainingResult] = {}
     plain = [i for i, (name, _) in enumerate(methods) if name not in PROCEDURES]
     if plain:
         criteria = [

@@ -20,7 +20,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from optuna_robustloss.benchmark.runs import Cell, Measured, Moment, Outcome, Pick
+from optuna_robustloss.benchmark.runs import Measured, Moment, Outcome, Pick, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
 Labels = Literal["clean", "few", "noisy"]
@@ -44,7 +44,7 @@ def measure(spec: BenchmarkSpec, outcomes: Sequence[Outcome]) -> list[Measured]:
 
 
 def _by(
-    outcomes: Iterable[Outcome], key: Callable[[Cell], tuple[float, str]]
+    outcomes: Iterable[Outcome], key: Callable[[Run], tuple[float, str]]
 ) -> Iterator[tuple[tuple[float, str], list[Outcome]]]:
     groups: dict[tuple[float, str], list[Outcome]] = defaultdict(list)
     for outcome in outcomes:

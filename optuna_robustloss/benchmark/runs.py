@@ -9,7 +9,7 @@ Pick = Literal["last", "best"]
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
+class Run:
     """One training: everything that decides it."""
 
     method: str
@@ -53,7 +53,7 @@ class Moment:
 class Outcome:
     """What came of one training."""
 
-    cell: Cell
+    cell: Run
     curve: tuple[Moment, ...]
     """In order of the steps; the last is the end of the training."""
     diverged: bool = False

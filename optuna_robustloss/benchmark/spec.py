@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from optuna_robustloss.benchmark.methods import check_method
-from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.spec_files import explain, read_yaml
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe
@@ -152,7 +152,7 @@ class BenchmarkSpec(BaseModel):
         horizons: Iterable[float] = (1.0,),
         schedules: Iterable[str] = ("recipe",),
         only: Sequence[str] | None = None,
-    ) -> list[Cell]:
+    ) -> list[Run]:
         """Return the trainings of a pass: seed after seed, task after task.
 
         Args:
@@ -183,7 +183,7 @@ class BenchmarkSpec(BaseModel):
         if not chosen:
             raise ValueError(f"no task has {' or '.join(only or ())} in it: {', '.join(labels)}")
         return [
-            Cell(method, label, seed, float(scale), float(horizon), schedule)
+            Run(method, label, seed, float(scale), float(horizon), schedule)
             for horizon in wanted["horizons"]
             for schedule in wanted["schedules"]
             for seed in range(self.seeds)

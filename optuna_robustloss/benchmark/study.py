@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec, parse_benchmark
 from optuna_robustloss.distributed.lease import now
 
@@ -96,7 +96,7 @@ def _distributions(spec: BenchmarkSpec) -> dict[str, BaseDistribution]:
     }
 
 
-def claim(study: Study, spec: BenchmarkSpec, cell: Cell) -> int | None:
+def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
     """Create the running trial of a cell; return its id, or None if another trial was faster."""
     template = create_trial(
         state=TrialState.RUNNING,
@@ -130,9 +130,9 @@ def tell(study: Study, trial_id: int, outcome: Outcome) -> None:
     storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [outcome.curve[-1].test])
 
 
-def cell_of(trial: FrozenTrial) -> Cell:
+def cell_of(trial: FrozenTrial) -> Run:
     """Return the cell of a benchmark's trial."""
-    return Cell(**trial.params)
+    return Run(**trial.params)
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
@@ -143,17 +143,17 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
 
 def outcomes(study: Study) -> list[Outcome]:
     """Return the outcomes of all trainings that are done, each cell once."""
-    found: dict[Cell, Outcome] = {}
+    found: dict[Run, Outcome] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         found.setdefault(cell_of(trial), outcome_of(trial))
     return list(found.values())
 
 
-def open_cells(study: Study, cells: Iterable[Cell]) -> tuple[list[Cell], list[FrozenTrial]]:
+def open_cells(study: Study, cells: Iterable[Run]) -> tuple[list[Run], list[FrozenTrial]]:
     """Return the cells that nobody has done or is at, and the running trials of the others."""
     wanted = list(cells)
     among = set(wanted)
-    taken: set[Cell] = set()
+    taken: set[Run] = set()
     running: list[FrozenTrial] = []
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.COMPLETE:
@@ -165,13 +165,13 @@ def open_cells(study: Study, cells: Iterable[Cell]) -> tuple[list[Cell], list[Fr
     return [cell for cell in wanted if cell not in taken], running
 
 
-def done(study: Study, cells: Sequence[Cell]) -> int:
+def done(study: Study, cells: Sequence[Run]) -> int:
     """Number of ``cells`` that are done."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return len({cell_of(trial) for trial in complete} & set(cells))
 
 
-def failures(study: Study, cells: Sequence[Cell]) -> dict[Cell, str]:
+def failures(study: Study, cells: Sequence[Run]) -> dict[Run, str]:
     """Return the last errors of those of ``cells`` that failed by their own fault, and are open."""
     left = set(open_cells(study, cells)[0])
     return {

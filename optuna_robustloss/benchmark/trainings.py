@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from optuna_robustloss.benchmark.methods import train_methods
-from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import LEASE
 from optuna_robustloss.seeds import derive_seed, permutation
 from optuna_robustloss.tasks.prepare import LabelledImages, Task, prepare_task
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.evaluation import Run
+from optuna_robustloss.training.evaluation import TrainingResult
 from optuna_robustloss.training.loop import initial_model, steps_per_epoch
 from optuna_robustloss.training.score import run_lengths
 
-#: Cells that one process claims and trains together: a killed one loses no more.
+#: Runs that one process claims and trains together: a killed one loses no more.
 TOGETHER = 8
 #: Wrongly labelled training images that are watched, at most.
 WATCHED_WRONG = 500
@@ -39,7 +39,7 @@ class Options:
     download: bool = False
 
 
-def check_data(spec: BenchmarkSpec, cells: Sequence[Cell], options: Options) -> None:
+def check_data(spec: BenchmarkSpec, cells: Sequence[Run], options: Options) -> None:
     """Load what ``cells`` need once, so that missing data shows before any training.
 
     Raises:
@@ -52,7 +52,7 @@ def check_data(spec: BenchmarkSpec, cells: Sequence[Cell], options: Options) -> 
 
 
 def train_cells(
-    spec: BenchmarkSpec, cells: Sequence[Cell], options: Options | None = None
+    spec: BenchmarkSpec, cells: Sequence[Run], options: Options | None = None
 ) -> list[Outcome]:
     """Train the networks of cells that share task, seed, horizon and schedule.
 
@@ -77,7 +77,7 @@ def train_cells(
         also_watch=[part for name, part in parts.items() if name != "test"],
         watch_at=watch_steps(task, spec, epochs),
         device=options.device,
-        hopeless_after=None,
+        stop_at_chance_after=None,
     )
     drives = drive(task.spec.recipe, epochs * steps_per_epoch(task))
     return [
@@ -95,7 +95,7 @@ def trained_networks(
         the test images, and each method's network.
 
     """
-    task, seed = arranged(spec, Cell(methods[0], task_label, 0), options)
+    task, seed = arranged(spec, Run(methods[0], task_label, 0), options)
     test = watched_parts(task, spec, seed)["test"]
     runs = train_methods(
         task,
@@ -104,13 +104,13 @@ def trained_networks(
         watch=test,
         watch_at=(),
         device=options.device,
-        hopeless_after=None,
+        stop_at_chance_after=None,
         models=True,
     )
     return test, {m: run.model for m, run in zip(methods, runs, strict=True) if run.model}
 
 
-def arranged(spec: BenchmarkSpec, cell: Cell, options: Options) -> tuple[Task, int]:
+def arranged(spec: BenchmarkSpec, cell: Run, options: Options) -> tuple[Task, int]:
     """Return the task of a cell, under its schedule, and the seed of its trainings."""
     task_spec = spec.task(cell.task)
     seed = derive_seed(spec.seed, "benchmark", cell.seed)
@@ -119,7 +119,7 @@ def arranged(spec: BenchmarkSpec, cell: Cell, options: Options) -> tuple[Task, i
     return replace(task, spec=task_spec.model_copy(update={"recipe": recipe})), seed
 
 
-def unit(cell: Cell) -> tuple[str, int, float, str]:
+def unit(cell: Run) -> tuple[str, int, float, str]:
     """Return what cells that are trained together have in common."""
     return cell.task, cell.seed, cell.horizon, cell.schedule
 
@@ -173,7 +173,9 @@ def watched_parts(task: Task, spec: BenchmarkSpec, seed: int) -> dict[str, Label
     return parts
 
 
-def _moments(run: Run, also: Sequence[str], drives: Sequence[float]) -> tuple[Moment, ...]:
+def _moments(
+    run: TrainingResult, also: Sequence[str], drives: Sequence[float]
+) -> tuple[Moment, ...]:
     absent = dict.fromkeys(("clean", "few", "noisy", "memorised"))
     return tuple(
         Moment(

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_robustloss.benchmark.runs import Cell, Outcome
+from optuna_robustloss.benchmark.runs import Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
     ERROR,
@@ -35,14 +35,14 @@ _POLL = 1.0
 def run_cells(
     study: Study,
     spec: BenchmarkSpec,
-    cells: Sequence[Cell],
+    cells: Sequence[Run],
     options: Options | None = None,
     *,
     on_cell: Callable[[], None] = lambda: None,
-) -> dict[Cell, str]:
+) -> dict[Run, str]:
     """Train until all ``cells`` are done, whoever does them; any number of workers may.
 
-    Cells of workers that are gone are done again. A method that raises an error leaves the others
+    Runs of workers that are gone are done again. A method that raises an error leaves the others
     as they are; its cell is marked, and tried again by the next call only.
 
     Args:
@@ -68,15 +68,15 @@ class _Worker:
     spec: BenchmarkSpec
     options: Options
     on_cell: Callable[[], None]
-    failed: dict[Cell, str] = field(default_factory=dict)
+    failed: dict[Run, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._storage: BaseStorage = self.study._storage
         self._watch = Watch(self.options.lease)
         self._beats = heartbeat(self.options.lease)
-        self._held: dict[Cell, int] = {}
+        self._held: dict[Run, int] = {}
 
-    def step(self, cells: Sequence[Cell]) -> bool:
+    def step(self, cells: Sequence[Run]) -> bool:
         """Train some cells or wait for other workers; return whether anything is left."""
         free, running = open_cells(self.study, cells)
         free = [cell for cell in free if cell not in self.failed]
@@ -106,7 +106,7 @@ class _Worker:
                 _logger.warning("trial %d: its worker is gone; it is done again", trial.number)
         return bool(gone)
 
-    def _claim(self, cells: Sequence[Cell]) -> None:
+    def _claim(self, cells: Sequence[Run]) -> None:
         for cell in cells:
             trial_id = claim(self.study, self.spec, cell)
             if trial_id is None:
@@ -134,7 +134,7 @@ class _Worker:
             else:
                 self._tell(found)
 
-    def _outcomes(self, cells: Sequence[Cell]) -> list[Outcome]:
+    def _outcomes(self, cells: Sequence[Run]) -> list[Outcome]:
         return train_cells(self.spec, cells, self.options)
 
     def _tell(self, outcomes: Sequence[Outcome]) -> None:
@@ -149,10 +149,10 @@ class _Worker:
             self._release(outcome.cell)
             self.on_cell()
 
-    def _release(self, cell: Cell) -> None:
+    def _release(self, cell: Run) -> None:
         self._beats.release(self._storage, self._held.pop(cell))
 
-    def _mark(self, cell: Cell, error: Exception) -> None:
+    def _mark(self, cell: Run, error: Exception) -> None:
         """Fail a cell by its own fault."""
         text = f"{type(error).__name__}: {error}"
         self.failed[cell] = text
@@ -166,7 +166,7 @@ class _Worker:
         _logger.warning("%s on %s failed: %s", cell.method, cell.task, text)
 
 
-def chosen(free: Sequence[Cell], running: Sequence[Cell], count: int) -> list[Cell]:
+def chosen(free: Sequence[Run], running: Sequence[Run], count: int) -> list[Run]:
     """Return up to ``count`` free cells to be trained together.
 
     Those of the first task and seed that nobody is at, so that workers rarely want the same.
@@ -184,7 +184,7 @@ class BenchmarkJob:
     study_name: str
     set_up: Callable[[], None]
     """Called first, in a fresh process; makes SIGTERM raise ``KeyboardInterrupt``."""
-    cells: Sequence[Cell]
+    cells: Sequence[Run]
     options: Options
 
     def run(self) -> None:

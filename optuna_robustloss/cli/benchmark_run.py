@@ -14,7 +14,7 @@ from optuna.study import Study
 
 from optuna_robustloss.benchmark.methods import check_method, loss_shapes_of
 from optuna_robustloss.benchmark.regimes import measure
-from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import done, failures, outcomes
 from optuna_robustloss.benchmark.trainings import Options, trained_networks
@@ -43,7 +43,7 @@ class BenchmarkRun:
     threads: int
     options: Options
 
-    def run(self, study: Study, spec: BenchmarkSpec, cells: Sequence[Cell], storage: str) -> None:
+    def run(self, study: Study, spec: BenchmarkSpec, cells: Sequence[Run], storage: str) -> None:
         """Train what is missing of ``cells``; Ctrl-C ends the command cleanly, with code 130."""
         try:
             with bar(console) as progress:
@@ -66,7 +66,7 @@ class BenchmarkRun:
             raise typer.Exit(130) from None
 
     def _run_processes(
-        self, study: Study, cells: Sequence[Cell], storage: str, refresh: Callable[[], None]
+        self, study: Study, cells: Sequence[Run], storage: str, refresh: Callable[[], None]
     ) -> None:
         if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
             raise ValueError("a database in memory cannot be shared: leave out --workers")
@@ -83,7 +83,7 @@ class BenchmarkRun:
         run_processes(study, jobs, on_poll=refresh)
 
 
-def say_missing(study: Study, cells: Sequence[Cell]) -> bool:
+def say_missing(study: Study, cells: Sequence[Run]) -> bool:
     """Say which trainings failed, and why; return whether any did."""
     missing = len(cells) - done(study, cells)
     if not missing:
@@ -96,7 +96,7 @@ def say_missing(study: Study, cells: Sequence[Cell]) -> bool:
     return True
 
 
-def report(study: Study, spec: BenchmarkSpec, cells: Sequence[Cell], out: Path) -> None:
+def report(study: Study, spec: BenchmarkSpec, cells: Sequence[Run], out: Path) -> None:
     """Write tables, ranks and figures of all that is done on the tasks of ``cells`` to ``out``.
 
     Raises:

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from optuna_robustloss.benchmark.runs import Cell, Measured, Outcome
+from optuna_robustloss.benchmark.runs import Measured, Outcome, Run
 from optuna_robustloss.report.comparison import PICKS, Comparison, Conditions, comparisons
 from optuna_robustloss.report.drafts import write_text
 from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
@@ -43,7 +43,7 @@ def write_report(
     *,
     reference: str = "ce",
     facts: Mapping[str, str] | None = None,
-    cells: Sequence[Cell] = (),
+    cells: Sequence[Run] = (),
     rates: Mapping[str, tuple[str, float]] | None = None,
     criteria: Mapping[str, nn.Module] | None = None,
     num_classes: int = 2,
@@ -91,7 +91,7 @@ def write_report(
         write_html(loss_shapes(criteria, num_classes, looks), figures / "loss-shapes.html")
 
 
-def _state(outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> dict[str, str]:
+def _state(outcomes: Sequence[Outcome], cells: Sequence[Run]) -> dict[str, str]:
     """Say how many trainings are missing and how many diverged, where there are any."""
     state = {}
     if left := set(cells) - {outcome.cell for outcome in outcomes}:
@@ -173,7 +173,7 @@ def _figures(
         yield slug(f"drive {drawn or 'mean'}"), figure
 
 
-def _as_published(cell: Cell) -> bool:
+def _as_published(cell: Run) -> bool:
     return (cell.scale, cell.horizon, cell.schedule) == (1.0, 1.0, "recipe")
 
 

@@ -82,9 +82,9 @@ class NoisyLabelObjective:
     random numbers); the next generation gets fresh ones, so that no candidate is liked for its
     luck twice, and so does each round of repetitions by surplus workers. A diverged candidate
     scores the accuracy it has then (about chance) and carries the attribute ``diverged``; one
-    near chance after the spec's ``hopeless_after`` is stopped there (``hopeless``). Candidates
-    that are evaluated together are trained as one population, and the worst of them are pruned at
-    the spec's ``rungs``. Reports one intermediate value per evaluation, the mean of the finished
+    near chance after the spec's ``stop_at_chance_after`` is stopped there (``hopeless``).
+    Candidates that are evaluated together are trained as one population, and the worst of them
+    are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean of the finished
     networks and the running one, at the number of optimiser steps so far.
 
     Use with ``study.optimize`` of a study that maximises, or ``evaluate`` several trials at once.
@@ -171,7 +171,7 @@ class NoisyLabelObjective:
             [member.parameters for member in members],
             seed,
             reports=[partial(self._report, member.trial) for member in members],
-            rungs=self.spec.rungs,
+            rungs=self.spec.prune_at,
         )
         outcomes: dict[int, float | Exception] = {}
         for member, result in zip(members, scores, strict=True):
@@ -231,6 +231,6 @@ class NoisyLabelObjective:
             horizons=self.spec.horizons,
             device=self.device,
             reports=reports,
-            hopeless_after=self.spec.hopeless_after,
+            stop_at_chance_after=self.spec.stop_at_chance_after,
             rungs=rungs,
         )

@@ -39,7 +39,7 @@ from optuna_robustloss.search.space import (
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels
-from optuna_robustloss.training.loop import HOPELESS_AFTER
+from optuna_robustloss.training.loop import STOP_AT_CHANCE_AFTER
 from optuna_robustloss.training.score import ScoreKind
 
 SamplerName = Literal["generational", "optuna-cmaes", "tpe", "random", "gp"]
@@ -98,9 +98,9 @@ class StudySpec(BaseModel):
     score: ScoreKind = "last"
     horizons: tuple[float, ...] = Field(default=(1,), min_length=1)
     """Lengths of training the fitness is averaged over, as multiples of the epochs."""
-    hopeless_after: float | None = Field(default=HOPELESS_AFTER, gt=0, lt=1)
+    stop_at_chance_after: float | None = Field(default=STOP_AT_CHANCE_AFTER, gt=0, lt=1)
     """Share of a network's steps after which a candidate near chance is stopped; None: never."""
-    rungs: tuple[float, ...] = ()
+    prune_at: tuple[float, ...] = ()
     """Moments at which the worst third of a population is pruned, counted in networks: 2.5 is
     half-way through the third. ``studies/ranking.py`` measures where that is safe."""
     popsize: int = Field(default=12, ge=4)
@@ -140,7 +140,7 @@ class StudySpec(BaseModel):
     """Fresh seeds each finalist is trained with."""
     pretrained: bool = False
 
-    @field_validator("datasets", "architectures", "noise", "horizons", "rungs", mode="before")
+    @field_validator("datasets", "architectures", "noise", "horizons", "prune_at", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else [value]
@@ -180,7 +180,7 @@ class StudySpec(BaseModel):
         if strangers := [name for name in self.recipes if name not in self.architectures]:
             raise ValueError(f"recipes names {strangers[0]!r}, which is none of the architectures")
         ours = (
-            "rungs",
+            "prune_at",
             "sigma0",
             "surplus",
             "lr_adapt",
@@ -191,10 +191,10 @@ class StudySpec(BaseModel):
         chosen = [n for n in ours if getattr(self, n) != type(self).model_fields[n].default]
         if self.sampler != "generational" and chosen:
             raise ValueError(f"{chosen[0]} is an option of sampler: generational")
-        if not all(0 < rung < len(self.tasks) for rung in self.rungs):
+        if not all(0 < rung < len(self.tasks) for rung in self.prune_at):
             raise ValueError(
-                f"rungs are counted in networks, and this study trains {len(self.tasks)} for a "
-                f"candidate: they must lie between 0 and that, got {list(self.rungs)}"
+                f"prune_at are counted in networks, and this study trains {len(self.tasks)} for a "
+                f"candidate: they must lie between 0 and that, got {list(self.prune_at)}"
             )
         for one, other in (
             ("lr_adapt", "separable"),

@@ -77,7 +77,7 @@ def spec_of(study: Study) -> StudySpec | None:
         return None
     if isinstance(stored, dict):
         # What was done when specs did not name it yet.
-        stored = {"sampler": "optuna-cmaes", "hopeless_after": 0.07} | stored
+        stored = {"sampler": "optuna-cmaes", "stop_at_chance_after": 0.07} | stored
     return parse_spec(stored, f"the spec stored with study {study.study_name!r}")
 
 

@@ -85,7 +85,7 @@ def validation_means(
     for seed in seeds:
         task = prepare_task(spec, seed=seed, root=root)
         makers = [partial(make, task.num_classes) for make in criteria.values()]
-        scores = score_population(task, makers, seed=seed, device=device, hopeless_after=None)
+        scores = score_population(task, makers, seed=seed, device=device, stop_at_chance_after=None)
         for key, score in zip(criteria, scores, strict=True):
             totals[key] += score.value
     return {key: total / len(seeds) for key, total in totals.items()}
@@ -166,7 +166,7 @@ def compare(
             watch=task.test,
             watch_at=(),
             device=device,
-            hopeless_after=None,
+            stop_at_chance_after=None,
         )
         for own, run in zip(accuracies, runs, strict=True):
             own.append(run.curve[-1].accuracy)

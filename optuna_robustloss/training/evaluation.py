@@ -18,7 +18,7 @@ _SMALLEST_BATCH = 125
 
 
 @dataclass(frozen=True)
-class Point:
+class Evaluation:
     """A moment of a run: after ``step`` optimiser steps, that is ``epoch`` epochs."""
 
     step: int
@@ -29,10 +29,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingResult:
     """What came of one candidate's training."""
 
-    curve: tuple[Point, ...]
+    curve: tuple[Evaluation, ...]
     """Accuracy on the images that were watched, in order of the steps."""
     diverged: bool = False
     """The loss or the network's output was not finite; training stopped there."""
@@ -52,7 +52,7 @@ class Run:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Run matrix products and convolutions in ``precision``."""
+    """TrainingResult matrix products and convolutions in ``precision``."""
     half = precision == "bfloat16"
     # CUDA graphs replay the casts of the weights, which a cache would leave out.
     cached = device.type != "cuda"

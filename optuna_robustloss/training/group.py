@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import build_optimizer
-from optuna_robustloss.training.evaluation import Point, accuracies, autocast
+from optuna_robustloss.training.evaluation import Evaluation, accuracies, autocast
 from optuna_robustloss.training.gradients import LossGradients, TaylorGradients
 from optuna_robustloss.training.population.cuda_graphs import Pass, Recorder
 from optuna_robustloss.training.population.population import (
@@ -25,7 +25,7 @@ from optuna_robustloss.training.population.population import (
     optimizer_state_to,
 )
 
-Observer = Callable[[int, Point], None]
+Observer = Callable[[int, Evaluation], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Candidate:
     """One loss on its way: what is known of its network."""
 
     index: int
-    curve: list[Point] = field(default_factory=list)
+    curve: list[Evaluation] = field(default_factory=list)
     diverged: bool = False
     hopeless: bool = False
     dropped: bool = False
@@ -211,7 +211,7 @@ class Group:
             if only is not None and candidate not in only:
                 continue
             also = tuple(other[position] for other in others)
-            point = Point(self.step, self.step / plan.per_epoch, values[position], also)
+            point = Evaluation(self.step, self.step / plan.per_epoch, values[position], also)
             candidate.curve.append(point)
             if plan.observe is None or self.step <= candidate.told:
                 continue

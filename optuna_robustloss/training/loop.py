@@ -14,7 +14,7 @@ from torch import nn
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
-from optuna_robustloss.training.evaluation import Point, Run
+from optuna_robustloss.training.evaluation import Evaluation, TrainingResult
 from optuna_robustloss.training.gradients import is_closed_form, loss_gradients
 from optuna_robustloss.training.group import Candidate, Group, Observer, Plan
 from optuna_robustloss.training.population.backend import Way, build, fastest_way
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 #: A candidate is judged hopeless once, after this share of its steps. In trainings of some hundred
 #: steps good losses were measured to be near chance for up to an eighth of them.
-HOPELESS_AFTER = 0.2
+STOP_AT_CHANCE_AFTER = 0.2
 
 #: Builds a network with its initial weights from a task and a seed.
 Network = Callable[[Task, int], nn.Module]
@@ -62,13 +62,13 @@ def train_population(
     epochs: int | None = None,
     device: torch.device | None = None,
     observe: Observer | None = None,
-    hopeless_after: float | None = HOPELESS_AFTER,
+    stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
     judge: Judge | None = None,
     judge_at: Collection[int] = (),
     way: Way | None = None,
     network: Network | None = None,
     models: bool = False,
-) -> list[Run]:
+) -> list[TrainingResult]:
     """Train one network per loss from scratch by the task's recipe, and watch their accuracy.
 
     The seed decides initial weights, batch order, augmentation and dropout: all candidates have
@@ -93,8 +93,8 @@ def train_population(
         device: by default CUDA where there is a device.
         observe: called with the candidate's index and every measured point; an exception ends that
             candidate, and is in its run.
-        hopeless_after: share of the steps after which a candidate near chance is stopped; None
-            never does. One whose loss is no longer finite is always stopped.
+        stop_at_chance_after: share of the steps after which a candidate near chance is stopped;
+            None never does. One whose loss is no longer finite is always stopped.
         judge: called with the indices of the candidates that have come to a rung; those it returns
             are stopped.
         judge_at: the rungs, numbers of steps.
@@ -105,7 +105,7 @@ def train_population(
 
     Raises:
         ValueError: there is nothing to watch, the network does not fit the images, or
-            ``hopeless_after`` is no share.
+            ``stop_at_chance_after`` is no share.
 
     """
     if not criteria:
@@ -114,10 +114,12 @@ def train_population(
     per_epoch = steps_per_epoch(task)
     total = per_epoch * (epochs or task.spec.recipe.epochs)
     check_at = None
-    if hopeless_after is not None and not 0 < hopeless_after < 1:
-        raise ValueError(f"hopeless_after is a share between 0 and 1, got {hopeless_after}")
-    if hopeless_after is not None:  # exact: the float .07 × 100 rounds up to 8 steps
-        check_at = math.ceil(Fraction(str(hopeless_after)) * total)
+    if stop_at_chance_after is not None and not 0 < stop_at_chance_after < 1:
+        raise ValueError(
+            f"stop_at_chance_after is a share between 0 and 1, got {stop_at_chance_after}"
+        )
+    if stop_at_chance_after is not None:  # exact: the float .07 × 100 rounds up to 8 steps
+        check_at = math.ceil(Fraction(str(stop_at_chance_after)) * total)
     rungs = {step for step in judge_at if judge is not None and 0 < step < total}
     checks = rungs | ({check_at} if check_at is not None else set())
     plan = Plan(
@@ -153,9 +155,9 @@ def train(
     watch_at: Iterable[int],
     epochs: int | None = None,
     device: torch.device | None = None,
-    observe: Callable[[Point], None] | None = None,
-    hopeless_after: float | None = HOPELESS_AFTER,
-) -> Run:
+    observe: Callable[[Evaluation], None] | None = None,
+    stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
+) -> TrainingResult:
     """Train one network, and return it with its run; see ``train_population``.
 
     What ``observe`` raises is raised.
@@ -169,7 +171,7 @@ def train(
         epochs=epochs,
         device=device,
         observe=None if observe is None else lambda _, point: observe(point),
-        hopeless_after=hopeless_after,
+        stop_at_chance_after=stop_at_chance_after,
         models=True,
     )[0]
     if run.error is not None:
@@ -278,12 +280,12 @@ class _Training:
             else:
                 self._groups.append(group)
 
-    def finish(self) -> list[Run]:
+    def finish(self) -> list[TrainingResult]:
         """End the candidates that are left, and return the runs of all, in their order."""
         for group in self._groups:
             group.leave(list(group.candidates))
         return [
-            Run(tuple(c.curve), c.diverged, c.hopeless, c.dropped, c.error, c.model)
+            TrainingResult(tuple(c.curve), c.diverged, c.hopeless, c.dropped, c.error, c.model)
             for c in self._candidates
         ]
 

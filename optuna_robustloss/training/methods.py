@@ -14,7 +14,7 @@ from optuna_robustloss.losses.published.corrected import ForwardCorrectionLoss
 from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import Precision
-from optuna_robustloss.training.evaluation import Run, autocast
+from optuna_robustloss.training.evaluation import TrainingResult, autocast
 from optuna_robustloss.training.loop import default_device, initial_model, train_population
 
 #: Share of the small probabilities, per class, above which images are no anchor but outliers.
@@ -25,7 +25,7 @@ UNKNOWN_RATE = 0.4
 
 def train_forward_corrected(
     task: Task, *, seed: int, epochs: int | None = None, scale: float = 1.0, **options: Any
-) -> Run:
+) -> TrainingResult:
     """Forward correction with an estimated matrix: Patrini et al. (CVPR 2017), section 4.
 
     Trains with cross-entropy by the recipe, estimates the transition matrix from that network's
@@ -52,7 +52,7 @@ def train_forward_corrected(
         watch_at=(),
         epochs=epochs,
         device=device,
-        hopeless_after=None,
+        stop_at_chance_after=None,
         models=True,
     )[0]
     if first.diverged:
@@ -192,7 +192,7 @@ def twins(task: Task, seed: int) -> Twins:
 
 def train_jocor(
     task: Task, *, seed: int, epochs: int | None = None, scale: float = 1.0, **options: Any
-) -> Run:
+) -> TrainingResult:
     """Two networks, co-regularised, on the images they agree on: JoCoR, Wei et al. (CVPR 2020).
 
     The share of wrong labels is told to it, as in the paper: the realised one, or .4 where it is

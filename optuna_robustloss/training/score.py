@@ -12,11 +12,11 @@ from torch import nn
 
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.tasks.recipes import Recipe
-from optuna_robustloss.training.evaluation import Point, Run
+from optuna_robustloss.training.evaluation import Evaluation, TrainingResult
 from optuna_robustloss.training.gradients import followers
 from optuna_robustloss.training.group import Observer
 from optuna_robustloss.training.loop import (
-    HOPELESS_AFTER,
+    STOP_AT_CHANCE_AFTER,
     steps_per_epoch,
     train_population,
 )
@@ -38,7 +38,7 @@ class Score:
     """Epoch of the best smoothed accuracy within the last horizon."""
     diverged: bool
     hopeless: bool
-    curve: tuple[Point, ...]
+    curve: tuple[Evaluation, ...]
     dropped: bool = False
     """Stopped at a rung: ``value`` is of that moment."""
     error: Exception | None = None
@@ -55,7 +55,7 @@ class Rungs(Protocol):
         """Return those of the candidates at a rung that are stopped there."""
 
 
-def smoothed_best(curve: Sequence[Point]) -> Point:
+def smoothed_best(curve: Sequence[Evaluation]) -> Evaluation:
     """Best point of a moving mean over three evaluations, so that one lucky epoch does not win.
 
     The first and the last point are averaged with their one neighbour.
@@ -65,7 +65,7 @@ def smoothed_best(curve: Sequence[Point]) -> Point:
         window = curve[max(0, i - 1) : i + 2]
         mean = sum(p.accuracy for p in window) / len(window)
         if best is None or mean > best.accuracy:
-            best = Point(point.step, point.epoch, mean)
+            best = Evaluation(point.step, point.epoch, mean)
     if best is None:
         raise ValueError("the curve is empty")
     return best
@@ -102,10 +102,10 @@ class _Tally:
     """What is known of one candidate after some of its runs."""
 
     values: list[float] = field(default_factory=list)
-    run: Run | None = None
+    run: TrainingResult | None = None
 
     def add(
-        self, run: Run, ends: Sequence[int], watch_at: Collection[int], kind: ScoreKind
+        self, run: TrainingResult, ends: Sequence[int], watch_at: Collection[int], kind: ScoreKind
     ) -> None:
         if run.complete:  # the hopeless check and the rungs are no evaluations
             run = replace(run, curve=tuple(p for p in run.curve if p.step in watch_at))
@@ -140,7 +140,7 @@ def score_population(
     horizons: Sequence[float] = (1,),
     device: torch.device | None = None,
     observe: Observer | None = None,
-    hopeless_after: float | None = HOPELESS_AFTER,
+    stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
     rungs: Rungs | None = None,
     way: Way | None = None,
 ) -> list[Score]:
@@ -157,7 +157,7 @@ def score_population(
         horizons: lengths of training to average over, as multiples of the recipe's epochs.
         device: see ``train_population``.
         observe: see ``train_population``; the steps of several runs are counted on.
-        hopeless_after: see ``train_population``; never done on noisy validation labels.
+        stop_at_chance_after: see ``train_population``; never done on noisy validation labels.
         rungs: where the worst candidates are stopped.
         way: see ``train_population``.
 
@@ -182,7 +182,9 @@ def score_population(
             device=device,
             observe=numbers.observe if observe is not None else None,
             # Accuracy on noisy labels is near chance for good networks too.
-            hopeless_after=hopeless_after if task.spec.validation_labels == "clean" else None,
+            stop_at_chance_after=stop_at_chance_after
+            if task.spec.validation_labels == "clean"
+            else None,
             judge=numbers.judge,
             judge_at=rungs.steps(first, epochs * per_epoch) if rungs is not None else (),
             way=way,
@@ -205,7 +207,7 @@ class _Renumbered:
     observer: Observer | None
     rungs: Rungs | None
 
-    def observe(self, index: int, point: Point) -> None:
+    def observe(self, index: int, point: Evaluation) -> None:
         if self.observer is not None:
             point = replace(point, step=self.first + point.step)
             self.observer(self.numbers[index], point)
@@ -225,8 +227,8 @@ def score(
     kind: ScoreKind = "last",
     horizons: Sequence[float] = (1,),
     device: torch.device | None = None,
-    observe: Callable[[Point], None] | None = None,
-    hopeless_after: float | None = HOPELESS_AFTER,
+    observe: Callable[[Evaluation], None] | None = None,
+    stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
 ) -> Score:
     """Score one loss; see ``score_population``. What ``observe`` raises is raised."""
     result = score_population(
@@ -237,7 +239,7 @@ def score(
         horizons=horizons,
         device=device,
         observe=None if observe is None else lambda _, point: observe(point),
-        hopeless_after=hopeless_after,
+        stop_at_chance_after=stop_at_chance_after,
     )[0]
     if result.error is not None:
         raise result.error

@@ -12,8 +12,8 @@ from torch import nn
 
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.evaluation import Point
-from optuna_robustloss.training.loop import HOPELESS_AFTER
+from optuna_robustloss.training.evaluation import Evaluation
+from optuna_robustloss.training.loop import STOP_AT_CHANCE_AFTER
 from optuna_robustloss.training.score import Score, ScoreKind, score_population, training_steps
 
 #: Told the number of optimiser steps so far, and the mean accuracy of the finished networks and
@@ -112,7 +112,7 @@ def score_suite(
     horizons: Sequence[float] = (1,),
     device: torch.device | None = None,
     reports: Sequence[Report] | None = None,
-    hopeless_after: float | None = HOPELESS_AFTER,
+    stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
     rungs: Sequence[float] = (),
 ) -> list[SuiteScore]:
     """Train with K losses together on every task, in order.
@@ -121,12 +121,12 @@ def score_suite(
         tasks: with validation splits.
         losses: each makes its module from the number of classes.
         seed: of all runs.
-        kind: see ``score_population``, as ``horizons``, ``device`` and ``hopeless_after``.
+        kind: see ``score_population``, as ``horizons``, ``device`` and ``stop_at_chance_after``.
         horizons: see ``score_population``.
         device: see ``score_population``.
         reports: one for each loss; an exception ends that loss, and is its ``error``.
-        hopeless_after: see ``score_population``. A loss that is hopeless on one task goes on with
-            the next.
+        stop_at_chance_after: see ``score_population``. A loss that is hopeless on one task goes on
+            with the next.
         rungs: moments at which the worst third is stopped, counted in networks: 2.5 is half-way
             through the third task. Populations smaller than six are never judged.
 
@@ -150,7 +150,7 @@ def score_suite(
         steps = training_steps(task, horizons, makers)
 
         def observe(
-            index: int, point: Point, first: int = first, alive: list[_Climber] = alive
+            index: int, point: Evaluation, first: int = first, alive: list[_Climber] = alive
         ) -> None:
             alive[index].observe(first + point.step, point.accuracy)
 
@@ -163,7 +163,7 @@ def score_suite(
             horizons=horizons,
             device=device,
             observe=observe,
-            hopeless_after=hopeless_after,
+            stop_at_chance_after=stop_at_chance_after,
             rungs=_Rungs(within, steps, alive, len(losses)),
         )
         for climber, result in zip(alive, results, strict=True):

@@ -3,7 +3,7 @@
 import pytest
 
 from optuna_robustloss.benchmark.regimes import best_moment, measure
-from optuna_robustloss.benchmark.runs import Cell, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
 from optuna_robustloss.benchmark.spec import parse_benchmark
 
 SPEC = parse_benchmark(
@@ -33,7 +33,7 @@ def outcome(method, task, scale, *moments):
         Moment(10 * i, float(i), 0.1 * i, *m, memorised=None)
         for i, m in enumerate(moments, start=1)
     ]
-    return Outcome(Cell(method, task, 0, scale), tuple(curve))
+    return Outcome(Run(method, task, 0, scale), tuple(curve))
 
 
 def flat(method, task, scale, test, clean=None):
@@ -124,7 +124,7 @@ def test_a_method_without_all_scales_is_in_no_tuned_regime():
 
 def test_horizons_and_schedules_are_not_mixed():
     longer = Outcome(
-        Cell("gce", LOW, 0, 1.0, horizon=3.0, schedule="cosine"),
+        Run("gce", LOW, 0, 1.0, horizon=3.0, schedule="cosine"),
         (Moment(30, 3.0, 0.3, 0.7, 0.7, 0.7, 0.7, None),),
     )
     found = measure(SPEC, [flat("gce", LOW, 1.0, 0.5), longer])

@@ -13,7 +13,7 @@ from tasks import test_clothing1m
 from optuna_robustloss.benchmark import worker as worker_module
 from optuna_robustloss.benchmark.methods import make_criterion
 from optuna_robustloss.benchmark.regimes import measure
-from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.spec import parse_benchmark
 from optuna_robustloss.benchmark.study import (
     cell_of,
@@ -99,7 +99,7 @@ def test_seeds_tasks_and_methods_differ_and_repeat():
 
     cell = CELLS[0]
     assert last(cell) == last(cell)
-    others = [Cell(**{**vars(cell), **c}) for c in ({"seed": 1}, {"method": "mae"}, {"scale": 2.0})]
+    others = [Run(**{**vars(cell), **c}) for c in ({"seed": 1}, {"method": "mae"}, {"scale": 2.0})]
     assert len({last(c) for c in (cell, *others)}) == 4
 
 

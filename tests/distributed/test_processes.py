@@ -30,7 +30,7 @@ from optuna_robustloss.search.worker_job import Job, candidates_each, devices_ea
 
 SPEC = small_spec()
 #: So long that it is interrupted, killed or failed first.
-ENDLESS = small_spec(recipe={"epochs": 100_000}, hopeless_after=None)
+ENDLESS = small_spec(recipe={"epochs": 100_000}, stop_at_chance_after=None)
 COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()"]
 PATIENCE = 120
 
@@ -151,7 +151,7 @@ def test_two_processes_fill_every_slot_once_as_one_would(url):
 
 def test_a_worker_that_was_killed_is_replaced_by_the_others(url, caplog):
     """Its trial is drawn again at once, though nobody has waited for a lease."""
-    spec = small_spec(generations=1, recipe={"epochs": 300}, hopeless_after=None)
+    spec = small_spec(generations=1, recipe={"epochs": 300}, stop_at_chance_after=None)
     study, killed = make(url, spec), []
 
     def kill():

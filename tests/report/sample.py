@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-from optuna_robustloss.benchmark.runs import Cell, Measured, Moment, Outcome
+from optuna_robustloss.benchmark.runs import Measured, Moment, Outcome, Run
 
 TASKS = ("mnist/mlp2/symmetric 80 %", "mnist/mlp2/symmetric 40 %", "cifar10/vgg11/asymmetric 40 %")
 METHODS = ("ce", "gce", "ar_sym80")
@@ -50,7 +50,7 @@ def outcome(method="ce", task=TASKS[0], seed=0, scale=1.0, steps=(10, 20, 40), *
         Moment(step, step / 10, 0.1 * step, t, c, c, None, 0.1 * i)
         for i, (step, t, c) in enumerate(zip(steps, test, clean, strict=True))
     )
-    return Outcome(Cell(method, task, seed, scale), curve, **fields)
+    return Outcome(Run(method, task, seed, scale), curve, **fields)
 
 
 def outcomes(methods=METHODS, tasks=TASKS, seeds=SEEDS, scales=(0.1, 1.0)):

@@ -5,7 +5,7 @@ import csv
 import pytest
 from torch import nn
 
-from optuna_robustloss.benchmark.runs import Cell
+from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.losses import GCELoss
 from optuna_robustloss.report import drafts
 from optuna_robustloss.report import write as benchmark
@@ -99,7 +99,7 @@ def test_a_partial_benchmark_says_what_is_missing(tmp_path):
         one for one in measured() if (one.task, one.seed) != (TASKS[1], 2) or one.method == "ce"
     ]
     trained = [*outcomes()[:5], outcome(seed=1, steps=(10,), diverged=True)]
-    cells = [Cell(method, task, seed) for method in METHODS for task in TASKS for seed in range(3)]
+    cells = [Run(method, task, seed) for method in METHODS for task in TASKS for seed in range(3)]
     write_report(tmp_path, trained, some, cells=cells)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "Missing: 2 of 27 trainings of this table." in text

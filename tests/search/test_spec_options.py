@@ -38,20 +38,20 @@ def test_labels_that_do_are_not(changes):
 @pytest.mark.parametrize("rungs", [[0], [1], [-0.5, 0.5], [2.5]])
 def test_rungs_are_counted_in_networks(rungs):
     with pytest.raises(ValueError, match="trains 1 for a candidate: they must lie"):
-        spec(rungs=rungs)
-    assert spec(rungs=0.75).rungs == (0.75,)
-    assert spec(rungs=[1, 1.5], architectures=["mlp2", "mlp3"]).rungs == (1, 1.5)
+        spec(prune_at=rungs)
+    assert spec(prune_at=0.75).prune_at == (0.75,)
+    assert spec(prune_at=[1, 1.5], architectures=["mlp2", "mlp3"]).prune_at == (1, 1.5)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 7])
 def test_the_moment_of_the_hopeless_is_a_share(share):
-    with pytest.raises(ValueError, match="hopeless_after"):
-        spec(hopeless_after=share)
+    with pytest.raises(ValueError, match="stop_at_chance_after"):
+        spec(stop_at_chance_after=share)
 
 
 def test_rungs_are_an_option_of_our_sampler():
-    with pytest.raises(ValueError, match="rungs is an option of sampler: generational"):
-        spec(rungs=[0.5], sampler="tpe")
+    with pytest.raises(ValueError, match="prune_at is an option of sampler: generational"):
+        spec(prune_at=[0.5], sampler="tpe")
 
 
 def test_recipes_change_single_architectures():

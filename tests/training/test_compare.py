@@ -111,7 +111,7 @@ def test_validation_means_are_means_of_scores():
     for key, criterion in ((1.0, nn.CrossEntropyLoss), (2.0, GCELoss)):
         values = [
             score(
-                prepare_task(SPEC, seed=s), criterion, seed=s, device=CPU, hopeless_after=None
+                prepare_task(SPEC, seed=s), criterion, seed=s, device=CPU, stop_at_chance_after=None
             ).value
             for s in (3, 4)
         ]

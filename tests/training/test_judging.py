@@ -21,7 +21,7 @@ def test_each_measured_point_is_told_once_to_each_candidate_in_order():
         watch_at=[0, 5, 2, 5, 12, 40],
         judge_at=[7],
         judge=lambda alive: [],
-        hopeless_after=0.25,
+        stop_at_chance_after=0.25,
         observe=lambda index, point: told.append((index, point)),
     )
     for index, run in enumerate(runs):
@@ -153,7 +153,11 @@ def test_the_hopeless_go_before_the_judge_comes_at_the_same_step():
     hopeless = Loss(never_the_label)
     task = digits(train=800, epochs=2, **ADAM)
     runs = together(
-        task, [taylor(), hopeless, taylor(eta=5.0)], judge=judge, judge_at=[25], hopeless_after=0.5
+        task,
+        [taylor(), hopeless, taylor(eta=5.0)],
+        judge=judge,
+        judge_at=[25],
+        stop_at_chance_after=0.5,
     )
     assert judge.asked == [[0, 2]]
     assert [run.hopeless for run in runs] == [False, True, False]
@@ -179,7 +183,7 @@ def test_a_judge_that_raises_is_heard():
 @pytest.mark.parametrize("way", ["separate", "batch"])
 def test_all_are_checked_at_the_share_of_their_steps_rounded_up(share, epochs, way):
     losses = [Loss(never_the_label), Loss(never_the_label)]
-    runs = together(digits(lr=0.5, epochs=epochs), losses, way=way, hopeless_after=share)
+    runs = together(digits(lr=0.5, epochs=epochs), losses, way=way, stop_at_chance_after=share)
     at = math.ceil(round(share * 4 * epochs, 6)) or 1
     assert [p.step for run in runs for p in run.curve][:1] == [at]
     for run, loss in zip(runs, losses, strict=True):

@@ -150,11 +150,11 @@ def test_jocor_trains_both_networks_and_knows_the_noise(monkeypatch):
             rates.append((forget_rate, epochs))
 
     monkeypatch.setattr(procedures, "JoCoRLoss", Kept)
-    run = train_jocor(task, **options(task, hopeless_after=None))
+    run = train_jocor(task, **options(task, stop_at_chance_after=None))
     assert rates == [(task.noise.rate, 15)]
     assert run.curve[-1].accuracy > 0.6
     loss = JoCoRLoss(task.noise.rate, 15)
-    more = {"way": "separate", "network": twins, "hopeless_after": None}
+    more = {"way": "separate", "network": twins, "stop_at_chance_after": None}
     (both,) = train_population(task, [loss], **options(task, **more))
     assert same(weights(run), both.model.first.state_dict().values())
     start = twins(task, 5)
@@ -206,7 +206,7 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(way):
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     count = len(task.train.labels)
     criteria = [ELRLoss(count, 10), nn.CrossEntropyLoss(), ScaledLoss(ELRLoss(count, 10), 0.5)]
-    runs = train_population(task, criteria, **options(task, way=way, hopeless_after=None))
+    runs = train_population(task, criteria, **options(task, way=way, stop_at_chance_after=None))
     for run, fresh in (
         (runs[0], ELRLoss(count, 10)),
         (runs[2], ScaledLoss(ELRLoss(count, 10), 0.5)),
@@ -219,7 +219,7 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(way):
 def test_the_l1_norm_a_loss_asks_for_is_added():
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     strong = [ANLCELoss(l1=0.01), ANLCELoss(l1=0.0), ScaledLoss(ANLCELoss(l1=0.01), 2.0)]
-    runs = train_population(task, strong, **options(task, way="batch", hopeless_after=None))
+    runs = train_population(task, strong, **options(task, way="batch", stop_at_chance_after=None))
     own = plain_loop(task, ANLCELoss(l1=0.01), l1=0.01)
     for mine, theirs in zip(weights(runs[0]), own.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

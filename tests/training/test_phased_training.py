@@ -219,9 +219,10 @@ def test_each_horizon_has_its_own_switch():
     """The loss changes at a share of the steps, so that a shorter training changes earlier."""
     task = digits(**SGD)
     for make in (lambda: closed()[0], lambda: ScaledLoss(closed()[0], 2.0)):
-        found = score(task, make, seed=5, horizons=[1, 2], hopeless_after=None, device=CPU)
+        found = score(task, make, seed=5, horizons=[1, 2], stop_at_chance_after=None, device=CPU)
         single = [
-            score(task, make, seed=5, horizons=[h], hopeless_after=None, device=CPU) for h in (1, 2)
+            score(task, make, seed=5, horizons=[h], stop_at_chance_after=None, device=CPU)
+            for h in (1, 2)
         ]
         assert found.value == pytest.approx((single[0].value + single[1].value) / 2)
         assert training_steps(task, [1, 2], [make]) == STEPS + 2 * STEPS

@@ -41,7 +41,7 @@ def together(task, criteria, **options):
         "watch_at": (),
         "device": CPU,
         "way": "batch",
-        "hopeless_after": None,
+        "stop_at_chance_after": None,
         "models": True,
     }
     return train_population(task, criteria, **defaults | options)
@@ -224,7 +224,7 @@ def hostile(kind):
 @pytest.mark.parametrize("recipe", [SGD | {"lr": 0.3}, ADAM], ids=["sgd", "adam"])
 def test_a_candidate_does_not_depend_on_how_another_ends(kind, position, recipe):
     task = digits(epochs=4, lookahead_k=3, lookahead_alpha=0.5, **recipe)
-    options = {"way": "batch", "watch_at": [6, 9], "hopeless_after": 0.5}
+    options = {"way": "batch", "watch_at": [6, 9], "stop_at_chance_after": 0.5}
     usual = together(task, [*others(), Loss()], **options)
     criteria = others()
     criteria.insert(position, hostile(kind))

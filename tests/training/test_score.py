@@ -8,15 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from optuna_robustloss.training import score as score_module
-from optuna_robustloss.training.evaluation import Point
+from optuna_robustloss.training.evaluation import Evaluation
 from optuna_robustloss.training.score import evaluation_steps, score, smoothed_best
 from training.tiny import CPU, Loss, digits, never_the_label, trained
 
 ACCURACIES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
-def scored(task, criterion=nn.CrossEntropyLoss, *, seed=5, hopeless_after=None, **options):
-    return score(task, criterion, seed=seed, device=CPU, hopeless_after=hopeless_after, **options)
+def scored(task, criterion=nn.CrossEntropyLoss, *, seed=5, stop_at_chance_after=None, **options):
+    return score(
+        task, criterion, seed=seed, device=CPU, stop_at_chance_after=stop_at_chance_after, **options
+    )
 
 
 def accuracies(run):
@@ -71,7 +73,7 @@ def test_best_is_the_best_mean_of_three_neighbouring_epochs():
 @settings(deadline=None)
 @given(values=ACCURACIES)
 def test_the_smoothed_best_is_the_first_best_moving_mean(values):
-    curve = [Point(10 * k, float(k), value) for k, value in enumerate(values, start=1)]
+    curve = [Evaluation(10 * k, float(k), value) for k, value in enumerate(values, start=1)]
     best, means = smoothed_best(curve), moving_means(values)
     assert best.accuracy == max(means)
     assert best.epoch == 1 + means.index(max(means))
@@ -80,7 +82,7 @@ def test_the_smoothed_best_is_the_first_best_moving_mean(values):
 
 def test_one_lucky_epoch_does_not_win():
     values = [0.2, 0.2, 0.8, 0.2, 0.6, 0.6, 0.6]
-    best = smoothed_best([Point(k, float(k), value) for k, value in enumerate(values)])
+    best = smoothed_best([Evaluation(k, float(k), value) for k, value in enumerate(values)])
     assert (best.step, best.accuracy) == (5, pytest.approx(0.6))
 
 
@@ -189,7 +191,7 @@ def test_a_hopeless_loss_is_given_up_with_clean_validation_labels_only():
     for labels in ("clean", "noisy"):
         losses[labels] = Loss(never_the_label)
         task = digits("digits,mlp2,symmetric:0.2", epochs=5, lr=0.5, validation_labels=labels)
-        result = scored(task, partial(losses.get, labels), hopeless_after=0.07)
+        result = scored(task, partial(losses.get, labels), stop_at_chance_after=0.07)
         assert result.hopeless is (labels == "clean")
         assert result.value < 0.15
     assert [len(loss.labels) for loss in losses.values()] == [2, 20]
@@ -198,7 +200,7 @@ def test_a_hopeless_loss_is_given_up_with_clean_validation_labels_only():
 @pytest.mark.parametrize("kind", ["last", "best"])
 def test_being_found_not_hopeless_changes_nothing(kind):
     task = digits(epochs=25, lr=0.05)  # 100 steps: judged after step 7, amid the second epoch
-    judged, not_judged = (scored(task, kind=kind, hopeless_after=h) for h in (0.07, None))
+    judged, not_judged = (scored(task, kind=kind, stop_at_chance_after=h) for h in (0.07, None))
     assert judged == not_judged
 
 
@@ -215,7 +217,7 @@ def test_a_diverged_loss_scores_the_accuracy_it_has_then(runs, kind, schedule, b
         lambda: Loss(broken),
         kind=kind,
         horizons=[1, 2],
-        hopeless_after=0.07,
+        stop_at_chance_after=0.07,
     )
     assert result.diverged
     assert len(runs) == 1  # the longer horizons would end no better

@@ -51,7 +51,9 @@ def test_a_network_is_hopeless_below_one_and_a_half_times_chance(num_classes, ac
 @pytest.mark.parametrize(("epochs", "stops_at"), [(25, 7), (26, 8), (50, 14), (57, 16), (75, 21)])
 def test_a_hopeless_run_is_stopped_after_7_percent_of_its_steps_rounded_up(epochs, stops_at):
     loss = Loss(never_the_label)
-    run = trained(digits(lr=0.5, epochs=epochs), loss, hopeless_after=0.07)  # 4 steps an epoch
+    run = trained(
+        digits(lr=0.5, epochs=epochs), loss, stop_at_chance_after=0.07
+    )  # 4 steps an epoch
     assert len(loss.labels) == stops_at
     assert run.hopeless
     assert not run.diverged
@@ -66,6 +68,6 @@ def test_a_hopeless_run_goes_on_if_it_must():
 
 
 def test_a_run_that_learns_is_not_given_up():
-    run = trained(digits(train=800, epochs=4), hopeless_after=0.07)
+    run = trained(digits(train=800, epochs=4), stop_at_chance_after=0.07)
     assert not run.hopeless
     assert [point.step for point in run.curve] == [7, 100]

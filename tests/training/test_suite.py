@@ -40,7 +40,7 @@ def six():
 
 
 def scored(chosen, losses, **options):
-    defaults = {"seed": 5, "device": CPU, "hopeless_after": None}
+    defaults = {"seed": 5, "device": CPU, "stop_at_chance_after": None}
     return score_suite(chosen, losses, **defaults | options)
 
 
@@ -71,7 +71,7 @@ def test_each_task_is_scored_as_it_would_be_by_itself():
     results = scored(chosen, maes())
     for task in chosen:
         makers = [lambda make=make, task=task: make(task.num_classes) for make in maes()]
-        own = score_population(task, makers, seed=5, device=CPU, hopeless_after=None)
+        own = score_population(task, makers, seed=5, device=CPU, stop_at_chance_after=None)
         assert [result.scores[task.spec] for result in results] == own
     for result in results:
         assert list(result.scores) == [task.spec for task in chosen]
@@ -120,11 +120,11 @@ def test_the_steps_increase_for_losses_that_are_trained_anew_for_each_horizon(cr
 def test_what_is_hopeless_on_one_task_goes_on_with_the_next():
     hopeless = Loss(never_the_label)
     chosen = tasks(*THREE)
-    results = scored(chosen, [lambda classes: hopeless, maes()[0]], hopeless_after=0.5)
+    results = scored(chosen, [lambda classes: hopeless, maes()[0]], stop_at_chance_after=0.5)
     assert [score.hopeless for score in results[0].scores.values()] == [True] * 3
     assert [len(result.scores) for result in results] == [3, 3]
     assert len(hopeless.labels) == 3 * 8
-    assert results[1] == scored(chosen, maes()[:1], hopeless_after=0.5)[0]
+    assert results[1] == scored(chosen, maes()[:1], stop_at_chance_after=0.5)[0]
 
 
 def test_what_diverges_on_one_task_goes_on_with_the_next():

@@ -23,13 +23,13 @@ def digits(text="digits,mlp2", *, train=100, validation_labels="clean", **recipe
     return prepare_task(spec, seed=0)
 
 
-def trained(task, criterion=None, *, seed=5, watch_at=(), hopeless_after=None, **options):
+def trained(task, criterion=None, *, seed=5, watch_at=(), stop_at_chance_after=None, **options):
     return train(
         task,
         criterion or nn.CrossEntropyLoss(),
         seed=seed,
         watch_at=watch_at,
-        hopeless_after=hopeless_after,
+        stop_at_chance_after=stop_at_chance_after,
         **{"watch": task.validation, "device": CPU} | options,
     )
 
