@@ -84,8 +84,8 @@ class NoisyLabelObjective:
     scores the accuracy it has then (about chance) and carries the attribute ``diverged``; one
     near chance after the spec's ``stop_at_chance_after`` is stopped there (``hopeless``).
     Candidates that are evaluated together are trained as one population, and the worst of them
-    are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean of the finished
-    networks and the running one, at the number of optimiser steps so far.
+    are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean
+    of the finished networks and the running one, at the number of optimiser steps so far.
 
     Use with ``study.optimize`` of a study that maximises, or ``evaluate`` several trials at once.
 
