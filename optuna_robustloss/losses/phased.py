@@ -16,22 +16,10 @@ from torch import Tensor, nn
 
 from . import files
 from . import serialization as parts
+from .closed_form import ClosedForm, closed_form, late_share
 
 #: Share of the steps that the change takes, if nothing else is said.
 DEFAULT_WIDTH = 0.04
-
-
-def late_share(progress: float, switch: float, width: float) -> float:
-    """Weight of the late loss, from 0 to 1, when the share ``progress`` of the steps is done.
-
-    >>> [late_share(step / 100, switch=0.08, width=0.04) for step in (8, 9, 11, 12)]
-    [0.0, 0.25, 0.75, 1.0]
-
-    """
-    since = round(progress - switch, 12)  # so that 12/100 is the end of .08 + .04
-    if width == 0:
-        return float(since >= 0)
-    return min(max(round(since / width, 9), 0.0), 1.0)
 
 
 class PhasedLoss(nn.Module):
@@ -218,6 +206,13 @@ class PhasedLoss(nn.Module):
         if weight == 1:
             return late
         return (1 - weight) * _call(self.early, logits, target, rest) + weight * late
+
+    def closed_form(self) -> ClosedForm | None:
+        """Return the gradient in training mode in closed form, if both parts have one."""
+        early, late = closed_form(self.early), closed_form(self.late)
+        if type(self) is not PhasedLoss or not self.training or early is None or late is None:
+            return None
+        return ClosedForm(early.early, late.late, self.switch, self.width)
 
     def extra_repr(self) -> str:
         """Print when the loss changes."""

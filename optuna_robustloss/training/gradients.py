@@ -5,16 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from optuna_robustloss.losses.phased import PhasedLoss, late_share
-from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
-from optuna_robustloss.losses.taylor.gradient import TaylorGradient
-from optuna_robustloss.losses.taylor.loss import TaylorLoss
-from optuna_robustloss.losses.taylor.polynomial import hard_polynomials
+from optuna_robustloss.losses.closed_form import ClosedForm, stack_gradients
+from optuna_robustloss.losses.closed_form import closed_form as form_of
 
 
 class LossGradients(ABC):
@@ -54,10 +50,6 @@ class LossGradients(ABC):
         return ()
 
 
-#: When a loss changes: ``switch`` and ``width`` of ``PhasedLoss``; None: never.
-Change = tuple[float, float] | None
-
-
 class TaylorGradients(LossGradients):
     """Taylor losses of one variable: written down for all K at once, without autograd.
 
@@ -65,19 +57,17 @@ class TaylorGradients(LossGradients):
     linear in the coefficients.
 
     Args:
-        early: of the losses as they begin.
-        late: of the losses as they end; other ones in the places of those with phases.
-        changes: when each of the K changes.
+        forms: of the K losses.
+        device: where the logits are.
 
     """
 
-    def __init__(
-        self, early: TaylorGradient, late: TaylorGradient, changes: Sequence[Change]
-    ) -> None:
-        self._early, self._late = early, late
-        self._changes = list(changes)
-        self._gradient = copy(early)  # the blend
-        self._gradient.keep(range(len(self._changes)))
+    def __init__(self, forms: Sequence[ClosedForm], device: torch.device) -> None:
+        self._early = stack_gradients([form.early for form in forms], device)
+        self._late = stack_gradients([form.late for form in forms], device)
+        self._forms = list(forms)
+        self._gradient = copy(self._early)  # the blend
+        self._gradient.keep(range(len(self._forms)))
         self._weights: list[float] = []
         self.set_progress(0.0)
 
@@ -89,7 +79,7 @@ class TaylorGradients(LossGradients):
         """See ``LossGradients``."""
         for gradient in (self._early, self._late, self._gradient):
             gradient.keep(indices)
-        self._changes = [self._changes[i] for i in indices]
+        self._forms = [self._forms[i] for i in indices]
         self._weights = [self._weights[i] for i in indices]
 
     def extend(self, other: LossGradients) -> None:
@@ -98,12 +88,12 @@ class TaylorGradients(LossGradients):
         self._early.extend(other._early)
         self._late.extend(other._late)
         self._gradient.extend(other._gradient)
-        self._changes += other._changes
+        self._forms += other._forms
         self._weights += other._weights
 
     def set_progress(self, progress: float) -> None:
         """Blend the two phases of the losses that have them."""
-        weights = [late_share(progress, *change) if change else 0.0 for change in self._changes]
+        weights = [form.late_share(progress) for form in self._forms]
         if weights != self._weights:
             self._weights = weights
             self._gradient.blend(self._early, self._late, torch.tensor(weights))
@@ -161,12 +151,10 @@ def followers(criterion: nn.Module) -> list[nn.Module]:
 
 
 def is_closed_form(criteria: Sequence[nn.Module]) -> bool:
-    """Whether ``TaylorGradients`` serves.
-
-    All are then plain Taylor losses of one variable, or change from one into another.
-    """
-    losses = [phase for criterion in criteria for phase in _phases(criterion)]
-    return None not in losses and len({p.loss.variable for p in losses if p}) == 1
+    """Whether ``TaylorGradients`` serves: all have a closed form, of one variable."""
+    forms = [form_of(criterion) for criterion in criteria]
+    phases = [phase for form in forms if form for phase in (form.early, form.late)]
+    return None not in forms and len({phase.variable for phase in phases}) == 1
 
 
 def loss_gradients(
@@ -178,58 +166,12 @@ def loss_gradients(
         ValueError: a Taylor loss was built for another number of classes.
 
     """
-    phases = [_phases(criterion) for criterion in criteria]
-    for phase in (phase for pair in phases for phase in pair if phase is not None):
-        if phase.loss.num_classes != num_classes:
+    forms = [form_of(criterion) for criterion in criteria]
+    for phase in (phase for form in forms if form for phase in (form.early, form.late)):
+        if phase.num_classes != num_classes:
             raise ValueError(
-                f"the loss was built for {phase.loss.num_classes} classes, the task has "
-                f"{num_classes}"
+                f"the loss was built for {phase.num_classes} classes, the task has {num_classes}"
             )
     if not closed_form:
         return AnyGradients([criterion.to(device) for criterion in criteria])
-    early, late = ([p for pair in phases if (p := pair[i])] for i in (0, -1))
-    changes = [_change(criterion) for criterion in criteria]
-    return TaylorGradients(_stacked(early, device), _stacked(late, device), changes)
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """A Taylor loss and the factor it is multiplied by."""
-
-    loss: TaylorLoss
-    scale: float
-
-
-def _stacked(phases: Sequence[_Phase], device: torch.device) -> TaylorGradient:
-    scales = torch.tensor([phase.scale for phase in phases], dtype=torch.float64)
-    coefficients = torch.stack([phase.loss.coefficients.double().cpu() for phase in phases])
-    p0, difference = hard_polynomials(coefficients * scales.view(-1, 1, 1))
-    weights = [phase.loss.cross_entropy_weight for phase in phases]
-    alpha = scales * torch.tensor(weights).double()
-    return TaylorGradient(
-        p0.float().to(device),
-        difference.float().to(device),
-        log=phases[0].loss.variable == "log",
-        cross_entropy_weight=alpha.float().to(device) if bool(alpha.any()) else None,
-    )
-
-
-def _phases(criterion: nn.Module, scale: float = 1.0) -> tuple[_Phase | None, ...]:
-    """Return the plain Taylor loss that ``criterion`` is, or the two; None for any other loss."""
-    if type(criterion) is ScaledLoss:
-        return _phases(criterion.criterion, scale * criterion.scale)
-    if type(criterion) is PhasedLoss and criterion.training:  # else it is the late loss alone
-        return _phases(criterion.early, scale) + _phases(criterion.late, scale)
-    plain = (
-        type(criterion) is TaylorLoss
-        and criterion.weight is None
-        and criterion.reduction == "mean"
-        and criterion.ignore_index < 0
-    )
-    return (_Phase(criterion, scale) if plain else None,)  # type: ignore[arg-type]
-
-
-def _change(criterion: nn.Module) -> Change:
-    if type(criterion) is ScaledLoss:
-        return _change(criterion.criterion)
-    return (criterion.switch, criterion.width) if type(criterion) is PhasedLoss else None
+    return TaylorGradients([form for form in forms if form], device)

@@ -18,7 +18,7 @@ from optuna_robustloss.losses import (
     SCELoss,
     TaylorLoss,
 )
-from optuna_robustloss.losses.phased import late_share
+from optuna_robustloss.losses.closed_form import late_share
 from optuna_robustloss.losses.registry import make_loss
 
 LOGITS, LABELS = random_logits(0, 20, 10), random_labels(1, 10, 20)

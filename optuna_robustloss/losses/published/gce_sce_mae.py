@@ -10,6 +10,7 @@ import math
 from torch import Tensor, nn
 
 from ..base import Reduction, at_label
+from ..closed_form import ClosedForm, closed_form
 from .probability import ProbabilityLoss, absolute_error, cross_entropy, reverse_cross_entropy
 
 
@@ -124,6 +125,11 @@ class ScaledLoss(nn.Module):
         """Return ``scale`` × the loss."""
         loss: Tensor = self.criterion(logits, target, *rest)
         return self.scale * loss
+
+    def closed_form(self) -> ClosedForm | None:
+        """Return the gradient in closed form, if the inner loss has one."""
+        form = closed_form(self.criterion) if type(self) is ScaledLoss else None
+        return None if form is None else form.scaled(self.scale)
 
     def extra_repr(self) -> str:
         """Print the scale."""

@@ -24,6 +24,7 @@ from ..base import (
     reduce_samples,
     split_ignored,
 )
+from ..closed_form import ClosedForm, TaylorForm
 from .autograd import hard_taylor
 from .gradient import soft_taylor, softmax
 from .polynomial import (
@@ -229,6 +230,19 @@ class TaylorLoss(nn.Module):
                 entropy = -at_label(log_probability, target)
             losses = losses + self.cross_entropy_weight * entropy
         return reduce_samples(losses, target, self.reduction, ignored=ignored, weight=self.weight)
+
+    def closed_form(self) -> ClosedForm | None:
+        """Return the gradient in closed form; None with class weights or another reduction."""
+        plain = self.weight is None and self.reduction == "mean" and self.ignore_index < 0
+        if type(self) is not TaylorLoss or not plain:  # a subclass may compute anything
+            return None
+        form = TaylorForm(
+            self.coefficients.double().cpu(),
+            self.num_classes,
+            self.variable,
+            self.cross_entropy_weight,
+        )
+        return ClosedForm(form, form)
 
     def extra_repr(self) -> str:
         """Print the arguments and the two normalised polynomials."""
