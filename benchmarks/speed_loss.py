@@ -170,8 +170,8 @@ def gradient_case(device: str, population: int, variable: str) -> Case:
     shape = (population, *SHAPES[0])
     logits, target = batch(device, *shape)
     loss = generic_loss(shape[-1], variable).to(device)
-    p0, difference = (x.expand(population, -1) for x in (loss.p0, loss.difference))
-    gradient = TaylorGradient(p0, difference, log=variable == "log")
+    p0, label_delta = (x.expand(population, -1) for x in (loss.p0, loss.label_delta))
+    gradient = TaylorGradient(p0, label_delta, log=variable == "log")
     theirs = forward_and_backward(
         F.cross_entropy, logits.reshape(-1, shape[-1]), target.repeat(population)
     )

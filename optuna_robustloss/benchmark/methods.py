@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from optuna_robustloss.losses import ELRLoss, PhasedLoss
-from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
 from optuna_robustloss.losses.registry import make_loss
+from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.training.evaluation import TrainingResult
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
@@ -96,7 +96,7 @@ def make_criterion(
     elif found := _phased(name, task.num_classes):
         usual, drive = found
         recipe = task.spec.recipe
-        loss = PhasedLoss.at_drive(
+        loss = PhasedLoss.at_cumulative_lr(
             usual.early,
             usual.late,
             switch=drive,

@@ -1,13 +1,14 @@
 """Losses: the searched family, hand-made ones to compare with, and the zoo. Needs torch only."""
 
+from .base import ClassificationLoss
 from .phased import PhasedLoss
 from .published.asymmetric import AGCELoss, NCEandAGCELoss
 from .published.corrected import BootstrapLoss, ForwardCorrectionLoss, LabelSmoothingLoss
 from .published.elr import ELRLoss
 from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, ScaledLoss, SCELoss
+from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
 from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
-from .published.probability import ProbabilityLoss
+from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss, taylor_loss
 from .taylor.polynomial import (
     CONFIRM_THETA,
@@ -28,6 +29,7 @@ __all__ = [
     "AGCELoss",
     "ANLCELoss",
     "BootstrapLoss",
+    "ClassificationLoss",
     "ELRLoss",
     "EpsilonSoftmaxLoss",
     "ForwardCorrectionLoss",
@@ -39,7 +41,6 @@ __all__ = [
     "NCEandMAELoss",
     "NCEandRCELoss",
     "PhasedLoss",
-    "ProbabilityLoss",
     "SCELoss",
     "ScaledLoss",
     "TaylorLoss",

@@ -1,13 +1,96 @@
-"""Where the classes are, which targets count, how samples are reduced: as ``F.cross_entropy``."""
+"""The contract of every loss: layouts, targets, weights and reductions of ``F.cross_entropy``."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .closed_form import ClosedForm
 
 Reduction = Literal["mean", "sum", "none"]
+
+
+class ClassificationLoss(nn.Module, ABC):
+    """A loss of logits and labels that takes the place of ``nn.CrossEntropyLoss``.
+
+    A subclass gives the loss of each sample, ``per_sample``; layouts, ``ignore_index``, class
+    weights and reduction are handled here. Half precision is computed in float32.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, over samples.
+        ignore_index: class index whose samples do not count (class-index targets only).
+        weight: ``(C,)`` weight of each class; for probability targets a sample weighs
+            Σ_c weight_c·y_c.
+
+    Raises:
+        ValueError: an unknown ``reduction``; in ``forward``, shapes that do not fit.
+        IndexError: in ``forward``, a label outside 0 … C−1 (on CUDA a device-side assertion).
+
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+        self.register_buffer("weight", weight)
+
+    @abstractmethod
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the losses ``(...)`` of the samples.
+
+        Args:
+            logits: ``(..., C)``, float32 or wider.
+            target: class indices ``(...)`` in 0 … C−1, or class probabilities ``(..., C)``.
+
+        """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss: a scalar, or per sample with ``reduction="none"``.
+
+        Args:
+            logits: ``(..., C)``, or ``(N, C, d1, ...)`` as in ``F.cross_entropy``.
+            target: class indices, shaped as ``logits`` without its classes; or class
+                probabilities, shaped as ``logits``.
+
+        """
+        rows, target, ignored = self.prepare(logits, target)
+        return self.reduce(self.per_sample(rows, target), target, ignored)
+
+    def prepare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Bring both into the form that ``per_sample`` takes.
+
+        Returns:
+            logits with the classes last in float32 or wider, the target with a valid class in
+            place of ``ignore_index``, and the mask of the ignored samples (None: there are none).
+
+        """
+        rows, target = class_last(logits, target)
+        ignored = None
+        if not target.is_floating_point():
+            target, ignored = split_ignored(target, self.ignore_index)
+        return full_precision(rows), target, ignored
+
+    def reduce(self, losses: Tensor, target: Tensor, ignored: Tensor | None) -> Tensor:
+        """Weight, mask and reduce per-sample ``losses (...)``."""
+        return reduce_samples(losses, target, self.reduction, ignored=ignored, weight=self.weight)
+
+    def closed_form(self) -> ClosedForm | None:
+        """Return the gradient at the logits in closed form, or None where there is none."""
+        return None
 
 
 def check_reduction(reduction: str) -> None:
@@ -49,29 +132,6 @@ def class_last(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         f"{tuple(logits.shape)}: expected {tuple(logits.shape[:-1])}"
         + (f" or {tuple(logits.shape[:1] + logits.shape[2:])}" if logits.ndim > 2 else "")
     )
-
-
-def expand_population(logits: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
-    """Return a ``target`` for each of K candidates: ``(K, N)``, or ``(K, N, C)`` probabilities.
-
-    Raises:
-        ValueError: ``logits`` are not ``(K, N, C)`` for ``coefficients (K, 5, 4)``, or the target
-            does not fit.
-
-    """
-    population = coefficients.shape[0]
-    if coefficients.ndim != 3 or logits.ndim != 3 or logits.shape[0] != population:
-        raise ValueError(
-            f"theta {tuple(coefficients.shape[:-2])} × 12 needs logits (K, N, C) with the same K, "
-            f"got {tuple(logits.shape)}"
-        )
-    shape = logits.shape if target.is_floating_point() else logits.shape[:2]
-    if target.shape not in (shape, shape[1:]):
-        raise ValueError(
-            f"targets of a population need shape {tuple(shape)} or {tuple(shape[1:])}, "
-            f"got {tuple(target.shape)}"
-        )
-    return target.expand(shape)
 
 
 def at_label(values: Tensor, target: Tensor) -> Tensor:
@@ -147,3 +207,43 @@ def _readable(mask: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """``logits`` in float32, or as they are in float64."""
+    return logits if logits.dtype.itemsize > 4 else logits.float()
+
+
+def check_factors(**factors: float) -> None:
+    """Raise ``ValueError`` unless each is a finite number ≥ 0."""
+    for name, factor in factors.items():
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ValueError(f"{name} must be a number ≥ 0, got {factor}")
+
+
+def expectation(values: Tensor, target: Tensor) -> Tensor:
+    """Σ_k y_k·values_k of ``values (..., C)``: those at the labels where y is one-hot."""
+    if target.is_floating_point():
+        return (target * values).sum(-1)
+    return at_label(values, target)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """−Σ_k y_k log ŷ_k."""
+    return -expectation(logits.log_softmax(-1), target)
+
+
+def absolute_error(logits: Tensor, target: Tensor) -> Tensor:
+    """Σ_k |ŷ_k − y_k|, which is 2(1 − ŷ_t) for class indices."""
+    probability = logits.softmax(-1)
+    if target.is_floating_point():
+        return (probability - target).abs().sum(-1)
+    return 2 * (1 - at_label(probability, target))
+
+
+def reverse_cross_entropy(logits: Tensor, target: Tensor, A: float) -> Tensor:
+    """−Σ_k ŷ_k log y_k with log 0 set to A < 0, which is −A(1 − ŷ_t) for class indices."""
+    probability = logits.softmax(-1)
+    if target.is_floating_point():
+        return -(probability * target.clamp_min(math.exp(A)).log()).sum(-1)
+    return -A * (1 - at_label(probability, target))

@@ -102,7 +102,7 @@ class PhasedLoss(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     @classmethod
-    def at_drive(
+    def at_cumulative_lr(
         cls,
         early: nn.Module,
         late: nn.Module,
@@ -113,16 +113,16 @@ class PhasedLoss(nn.Module):
         total_steps: int,
         **options: Any,
     ) -> PhasedLoss:
-        """Return a loss that changes after a number of steps × learning rate.
+        """Return a loss that changes at a cumulative learning rate.
 
-        How far a network is driven by then depends on that product, so it is this which carries
-        over to a training of another length: a share of the steps does not.
+        The cumulative learning rate, steps × ``lr``, decides how far a network has been fitted, so
+        it carries over to a training of another length where a share of the steps does not.
 
         Args:
             early: see ``PhasedLoss``.
             late: see ``PhasedLoss``.
-            switch: steps × ``lr`` after which the change begins.
-            width: steps × ``lr`` that it takes.
+            switch: cumulative learning rate after which the change begins.
+            width: cumulative learning rate that the change takes.
             lr: learning rate until then.
             total_steps: optimiser steps of the training.
             options: further arguments of ``PhasedLoss``.
@@ -131,19 +131,19 @@ class PhasedLoss(nn.Module):
             ValueError: as ``PhasedLoss``, or the training is too short.
 
         """
-        drive = lr * total_steps
-        if not (math.isfinite(drive) and drive > 0):
+        cumulative_lr = lr * total_steps
+        if not (math.isfinite(cumulative_lr) and cumulative_lr > 0):
             raise ValueError(f"lr and total_steps must be positive, got {lr} and {total_steps}")
-        if switch + width > drive * (1 + 1e-9):
+        if switch + width > cumulative_lr * (1 + 1e-9):
             raise ValueError(
-                f"the change ends at {switch + width:.4g} steps × lr, the training at {drive:.4g}: "
-                "choose an earlier switch, or train longer"
+                f"the change ends at a cumulative learning rate of {switch + width:.4g}, the "
+                f"training at {cumulative_lr:.4g}: choose an earlier switch, or train longer"
             )
         return cls(
             early,
             late,
-            switch=switch / drive,
-            width=width / drive,
+            switch=switch / cumulative_lr,
+            width=width / cumulative_lr,
             total_steps=total_steps,
             **options,
         )

@@ -12,8 +12,9 @@ from .phased import PhasedLoss
 from .published.asymmetric import AGCELoss, NCEandAGCELoss
 from .published.corrected import BootstrapLoss, LabelSmoothingLoss
 from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, ScaledLoss, SCELoss
+from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
 from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss
 from .taylor.polynomial import CONFIRM_THETA, MAE_THETA, MSE_THETA
 from .zoo import list_losses, load_loss

@@ -12,8 +12,9 @@ from . import files
 from .published.asymmetric import AGCELoss, NCEandAGCELoss
 from .published.corrected import BootstrapLoss, LabelSmoothingLoss
 from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, ScaledLoss, SCELoss
+from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
 from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss
 
 #: All that a file can name. A class listed here needs an attribute for each of its arguments; those

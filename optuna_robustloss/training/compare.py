@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
 from optuna_robustloss.losses.registry import make_loss
+from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec

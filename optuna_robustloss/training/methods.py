@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_robustloss.losses.published.corrected import ForwardCorrectionLoss
-from optuna_robustloss.losses.published.gce_sce_mae import ScaledLoss
+from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import Precision
 from optuna_robustloss.training.evaluation import TrainingResult, autocast

@@ -126,7 +126,7 @@ def test_a_switch_at_steps_times_lr_is_the_same_step_at_every_horizon():
     assert longer.switch * 6 * 2 == pytest.approx(2)
     assert usual.width == pytest.approx(usual.switch)
     with pytest.raises(
-        ValueError, match=r"the change ends at 10 steps × lr, the training at 0\.06"
+        ValueError, match=r"ends at a cumulative learning rate of 10, the training at 0\.06"
     ):
         make_criterion("ce-then-mae@5", task, epochs=3)
 

@@ -102,7 +102,7 @@ def test_only_what_counts_is_computed():
 @pytest.mark.parametrize("lr", [0.01, 0.1])
 def test_steps_times_learning_rate_are_the_same_moment_in_a_longer_training(lr):
     for total in (100, 300):
-        criterion = PhasedLoss.at_drive(
+        criterion = PhasedLoss.at_cumulative_lr(
             EARLY, LATE, switch=8 * lr, width=4 * lr, lr=lr, total_steps=total
         )
         found = [called(criterion) for _ in range(14)]
@@ -289,7 +289,10 @@ def test_progress_is_a_share(progress):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": 11}, r"the change ends at 0.12 steps × lr, the training at 0.11: choose"),
+        (
+            {"total_steps": 11},
+            r"ends at a cumulative learning rate of 0.12, the training at 0.11",
+        ),
         ({"lr": 0}, "lr and total_steps must be positive, got 0 and 100"),
         ({"total_steps": -3}, "lr and total_steps must be positive"),
     ],
@@ -297,4 +300,4 @@ def test_progress_is_a_share(progress):
 def test_a_training_that_is_too_short_is_named(options, message):
     arguments = {"switch": 0.08, "width": 0.04, "lr": 0.01, "total_steps": 100}
     with pytest.raises(ValueError, match=message):
-        PhasedLoss.at_drive(EARLY, LATE, **(arguments | options))
+        PhasedLoss.at_cumulative_lr(EARLY, LATE, **(arguments | options))

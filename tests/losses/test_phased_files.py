@@ -12,12 +12,12 @@ from losses.reference import random_labels, random_logits, random_theta
 from losses.test_files import changed
 from optuna_robustloss.losses import (
     MSE_THETA,
+    ClassificationLoss,
     ELRLoss,
     ForwardCorrectionLoss,
     GCELoss,
     MAELoss,
     PhasedLoss,
-    ProbabilityLoss,
     ScaledLoss,
     SCELoss,
     TaylorLoss,
@@ -93,7 +93,7 @@ def test_what_is_not_a_part_comes_back_too(path):
 
 def test_every_loss_of_the_package_has_a_place_in_a_file():
     """But for those that are made for one training set, and for what has phases itself."""
-    others = {ELRLoss, ForwardCorrectionLoss, PhasedLoss, ProbabilityLoss}
+    others = {ELRLoss, ForwardCorrectionLoss, PhasedLoss, ClassificationLoss}
     kinds = [getattr(public, name) for name in public.__all__]
     losses = {k for k in kinds if inspect.isclass(k) and issubclass(k, nn.Module)}
     assert losses - others == set(CLASSES) - {nn.CrossEntropyLoss}

@@ -6,9 +6,12 @@ import math
 
 from torch import Tensor
 
-from ..base import Reduction
+from ..base import (
+    ClassificationLoss,
+    Reduction,
+    expectation,
+)
 from .normalized import ActivePassiveLoss
-from .probability import ProbabilityLoss, expectation
 
 
 def asymmetric_gce(logits: Tensor, target: Tensor, a: float, q: float) -> Tensor:
@@ -23,7 +26,7 @@ def _check(a: float, q: float) -> None:
             raise ValueError(f"{name} must be a number > 0, got {value}")
 
 
-class AGCELoss(ProbabilityLoss):
+class AGCELoss(ClassificationLoss):
     """Asymmetric generalised cross-entropy [(a + 1)^q − (a + ŷ_t)^q] / q: Zhou et al. (ICML 2021).
 
     Defaults are those of the authors' code for CIFAR-10 and CIFAR-100. Probability targets weigh

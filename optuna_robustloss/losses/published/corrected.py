@@ -6,11 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Reduction, at_label, check_reduction, class_last
-from .probability import ProbabilityLoss, expectation, full_precision
+from ..base import (
+    ClassificationLoss,
+    Reduction,
+    at_label,
+    check_reduction,
+    class_last,
+    expectation,
+    full_precision,
+)
 
 
-class BootstrapLoss(ProbabilityLoss):
+class BootstrapLoss(ClassificationLoss):
     """Cross-entropy against a mix of the label and the prediction: Reed et al. (ICLR-W 2015).
 
     Soft: −Σ_k [β y_k + (1 − β) ŷ_k] log ŷ_k; the gradient goes through both ŷ.
@@ -114,7 +121,7 @@ class LabelSmoothingLoss(nn.CrossEntropyLoss):
         return f"alpha={self.alpha}"
 
 
-class ForwardCorrectionLoss(ProbabilityLoss):
+class ForwardCorrectionLoss(ClassificationLoss):
     """Forward correction −log (Tᵀŷ)_t: Patrini et al. (CVPR 2017), Theorem 2.
 
     The prediction is passed through the noise before it meets the noisy label. The identity is

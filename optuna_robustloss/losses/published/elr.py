@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Reduction
-from .probability import ProbabilityLoss, check_factors, cross_entropy
+from ..base import (
+    ClassificationLoss,
+    Reduction,
+    check_factors,
+    cross_entropy,
+)
 
 #: Probabilities are kept this far from 0 and 1, as in the authors' code.
 _MARGIN = 1e-4
 
 
-class ELRLoss(ProbabilityLoss):
+class ELRLoss(ClassificationLoss):
     """Cross-entropy + λ log(1 − ⟨t, ŷ⟩): Liu et al. (NeurIPS 2020).
 
     t is the sample's moving average t ← β t + (1 − β) ŷ of the predictions, a constant for the

@@ -7,8 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Reduction
-from .probability import ProbabilityLoss, absolute_error, check_factors, expectation
+from ..base import (
+    ClassificationLoss,
+    Reduction,
+    absolute_error,
+    check_factors,
+    expectation,
+)
 
 
 def log_epsilon_softmax(logits: Tensor, m: float) -> Tensor:
@@ -21,7 +26,7 @@ def log_epsilon_softmax(logits: Tensor, m: float) -> Tensor:
     return torch.where(largest, raised.log1p(), log_probability - math.log1p(m))
 
 
-class EpsilonSoftmaxLoss(ProbabilityLoss):
+class EpsilonSoftmaxLoss(ClassificationLoss):
     """α·CE_ε + β·MAE: Wang et al. (NeurIPS 2024).
 
     CE_ε is cross-entropy −log ŷ'_t of the ε-softmax ŷ' = (ŷ + m·1[largest ŷ]) / (m + 1), at most

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..base import Reduction, at_label
-from ..closed_form import ClosedForm, closed_form
-from .probability import ProbabilityLoss, absolute_error, cross_entropy, reverse_cross_entropy
+from ..base import (
+    ClassificationLoss,
+    Reduction,
+    absolute_error,
+    at_label,
+    cross_entropy,
+    reverse_cross_entropy,
+)
 
 
-class MAELoss(ProbabilityLoss):
+class MAELoss(ClassificationLoss):
     """Mean absolute error Σ_i |ŷ_i − y_i| = 2(1 − ŷ_t): Ghosh, Kumar, Sastry (AAAI 2017), Eq. 6.
 
     Options are those of ``nn.CrossEntropyLoss``: ``reduction``, ``ignore_index``, ``weight``.
@@ -25,7 +30,7 @@ class MAELoss(ProbabilityLoss):
         return absolute_error(logits, target)
 
 
-class GCELoss(ProbabilityLoss):
+class GCELoss(ClassificationLoss):
     """Generalised cross-entropy (1 − ŷ_t^q)/q: Zhang and Sabuncu (NeurIPS 2018), Eq. 6.
 
     q → 0 is cross-entropy, q = 1 is half of MAE. Probability targets weigh the classes' terms.
@@ -60,7 +65,7 @@ class GCELoss(ProbabilityLoss):
         return f"q={self.q}"
 
 
-class SCELoss(ProbabilityLoss):
+class SCELoss(ClassificationLoss):
     """Symmetric cross-entropy α·CE + β·RCE: Wang et al. (ICCV 2019), Eq. 7.
 
     The reverse term −Σ ŷ_i log y_i, with log 0 set to A, is −A(1 − ŷ_t) for class indices.
@@ -91,46 +96,3 @@ class SCELoss(ProbabilityLoss):
     def extra_repr(self) -> str:
         """Print the two weights and A."""
         return f"alpha={self.alpha}, beta={self.beta}, A={self.A}"
-
-
-class ScaledLoss(nn.Module):
-    """Any loss times a number: for SGD, the same as another learning rate for that loss.
-
-    What the inner loss asks of the training loop is passed on: ``l1``, scaled as well, and
-    ``takes_index``.
-
-    Raises:
-        ValueError: ``scale`` is not a positive number.
-
-    """
-
-    def __init__(self, criterion: nn.Module, scale: float) -> None:
-        super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale must be a positive number, got {scale}")
-        self.criterion = criterion
-        self.scale = scale
-
-    @property
-    def l1(self) -> float:
-        """Weight of the L1 norm of the network's parameters: 0 for a loss without one."""
-        return self.scale * float(getattr(self.criterion, "l1", 0.0))
-
-    @property
-    def takes_index(self) -> bool:
-        """Whether the loss is called with the samples' indices, too."""
-        return bool(getattr(self.criterion, "takes_index", False))
-
-    def forward(self, logits: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
-        """Return ``scale`` × the loss."""
-        loss: Tensor = self.criterion(logits, target, *rest)
-        return self.scale * loss
-
-    def closed_form(self) -> ClosedForm | None:
-        """Return the gradient in closed form, if the inner loss has one."""
-        form = closed_form(self.criterion) if type(self) is ScaledLoss else None
-        return None if form is None else form.scaled(self.scale)
-
-    def extra_repr(self) -> str:
-        """Print the scale."""
-        return f"scale={self.scale}"

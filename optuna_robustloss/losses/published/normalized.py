@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..base import Reduction
-from .probability import (
-    ProbabilityLoss,
+from ..base import (
+    ClassificationLoss,
+    Reduction,
     absolute_error,
     check_factors,
     expectation,
@@ -31,7 +31,7 @@ def normalized_negative_cross_entropy(logits: Tensor, target: Tensor, p_min: flo
     return expectation(1 - flipped / flipped.sum(-1, keepdim=True), target)
 
 
-class NCELoss(ProbabilityLoss):
+class NCELoss(ClassificationLoss):
     """Normalised cross-entropy log ŷ_t / Σ_j log ŷ_j: Ma et al. (ICML 2020), Sec. 3.
 
     Robust, but slow to fit on its own: see ``NCEandRCELoss``. Probability targets weigh the
@@ -43,7 +43,7 @@ class NCELoss(ProbabilityLoss):
         return normalized_cross_entropy(logits, target)
 
 
-class ActivePassiveLoss(ProbabilityLoss):
+class ActivePassiveLoss(ClassificationLoss):
     """α·NCE + β·passive loss: the active passive losses of Ma et al. (ICML 2020), Sec. 4.
 
     Raises:

@@ -17,20 +17,20 @@ from .polynomial import LOG_EPSILON
 
 
 def hard_taylor(
-    logits: Tensor, target: Tensor, p0: Tensor, difference: Tensor, log: bool
+    logits: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, log: bool
 ) -> Tensor:
     """Losses ``(...)`` of ``logits (..., C)`` and class indices: ``HardTaylor``'s or faster."""
-    p0, difference = p0.to(logits.dtype), difference.to(logits.dtype)
+    p0, label_delta = p0.to(logits.dtype), label_delta.to(logits.dtype)
     loss: Tensor
-    if p0.ndim == 1 and not (p0.requires_grad or difference.requires_grad or _transformed()):
+    if p0.ndim == 1 and not (p0.requires_grad or label_delta.requires_grad or _transformed()):
         if torch.compiler.is_compiling():
             if not log:
-                loss = CompiledTaylor.apply(logits, target, p0, difference)
+                loss = CompiledTaylor.apply(logits, target, p0, label_delta)
                 return loss
         elif logits.device.type == "cpu":
-            loss, _ = EagerTaylor.apply(logits, target, p0, difference, log)
+            loss, _ = EagerTaylor.apply(logits, target, p0, label_delta, log)
             return loss
-    loss = HardTaylor.apply(softmax(logits), target, p0, difference, log)
+    loss = HardTaylor.apply(softmax(logits), target, p0, label_delta, log)
     return loss
 
 
@@ -49,18 +49,18 @@ class EagerTaylor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, p0: Tensor, difference: Tensor, log: bool
+        ctx: Any, logits: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, log: bool
     ) -> tuple[Tensor, Tensor]:
         """(1/C)[Σ_i p0(ŷ_i) + (p1−p0)(ŷ_t)], and ŷ."""
         probability = softmax(logits)
         v = written_in(probability, log)
         labelled = at_label(v, target)
         ctx.log = log
-        ctx.save_for_backward(probability, v, labelled, target, p0, difference)
+        ctx.save_for_backward(probability, v, labelled, target, p0, label_delta)
         ctx.set_materialize_grads(False)
         classes = v.shape[-1]
         c0, c1, c2, c3, c4 = p0.unbind()
-        d0, d1, d2, d3 = difference.tolist()
+        d0, d1, d2, d3 = label_delta.tolist()
         value = torch.add(c3, v, alpha=c4.item())
         value = torch.addcmul(c2, value, v, out=value)
         value = torch.addcmul(c1, value, v, out=value).mul_(v)
@@ -72,7 +72,7 @@ class EagerTaylor(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         """Gradient of the logits."""
         upstream, of_probability = grad_outputs
-        probability, v, labelled, target, p0, difference = ctx.saved_tensors
+        probability, v, labelled, target, p0, label_delta = ctx.saved_tensors
         nothing = (None,) * 4
         if upstream is None and of_probability is None:
             return None, *nothing
@@ -80,7 +80,7 @@ class EagerTaylor(torch.autograd.Function):
             scale, weight = 1 / v.shape[-1], upstream
             if not any(upstream.stride()) and upstream.numel():  # of a sum or mean of the samples
                 scale, weight = scale * upstream[(0,) * upstream.ndim].item(), None
-            by_p = _slope_in_place(v, labelled, target, p0, difference, scale)
+            by_p = _slope_in_place(v, labelled, target, p0, label_delta, scale)
             if ctx.log:
                 by_p.div_((probability + LOG_EPSILON).mul_(LOG_SCALE))
             gradient = through_softmax(by_p, probability)
@@ -89,7 +89,7 @@ class EagerTaylor(torch.autograd.Function):
         if upstream is not None:
             v = written_in(probability, ctx.log)
             weight = upstream / v.shape[-1]
-            by_v = slope(v, at_label(v, target), target, p0, difference, weight)
+            by_v = slope(v, at_label(v, target), target, p0, label_delta, weight)
             if ctx.log:
                 by_v = by_v / (LOG_SCALE * (probability + LOG_EPSILON))
             by_p = by_v if by_p is None else by_p + by_v
@@ -97,11 +97,11 @@ class EagerTaylor(torch.autograd.Function):
 
 
 def _slope_in_place(
-    v: Tensor, labelled: Tensor, target: Tensor, p0: Tensor, difference: Tensor, scale: float
+    v: Tensor, labelled: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, scale: float
 ) -> Tensor:
     """``slope`` for one number as upstream, which takes its place in the coefficients."""
     _, *lower, s4 = (k * scale * c for k, c in enumerate(p0.tolist()))
-    _, d1, d2, d3 = (k * scale * c for k, c in enumerate(difference.tolist()))
+    _, d1, d2, d3 = (k * scale * c for k, c in enumerate(label_delta.tolist()))
     s1, s2, s3 = torch.tensor(lower, dtype=v.dtype).unbind()
     by_v = torch.add(s3, v, alpha=s4)
     by_v = torch.addcmul(s2, by_v, v, out=by_v)
@@ -118,11 +118,13 @@ class CompiledTaylor(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, p0: Tensor, difference: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor
+    ) -> Tensor:
         """(1/C)[Σ_i p0(ŷ_i) + (p1−p0)(ŷ_t)]."""
         classes = logits.shape[-1]
         c0, c1, c2, c3, c4 = p0.unbind()
-        d0, d1, d2, d3 = difference.unbind()
+        d0, d1, d2, d3 = label_delta.unbind()
         largest = logits.amax(-1)
         exp = (logits - largest.unsqueeze(-1)).exp()
         square = exp * exp
@@ -135,16 +137,16 @@ class CompiledTaylor(torch.autograd.Function):
         of_label = d0 + labelled * (d1 + labelled * (d2 + labelled * d3))
         # Σ_i ŷ_i · p0'(ŷ_i), less c1 · Σ ŷ
         centre = 2 * s2 + 3 * s3 + 4 * s4
-        ctx.save_for_backward(logits, target, p0, difference, largest, norm, labelled, centre)
+        ctx.save_for_backward(logits, target, p0, label_delta, largest, norm, labelled, centre)
         return (classes * c0 + c1 + s2 + s3 + s4 + of_label) / classes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         """Gradient ŷ ⊙ (g − Σ g·ŷ) of the logits."""
-        logits, target, p0, difference, largest, norm, labelled, centre = ctx.saved_tensors
+        logits, target, p0, label_delta, largest, norm, labelled, centre = ctx.saved_tensors
         _, _, c2, c3, c4 = p0.unbind()
-        _, d1, d2, d3 = difference.unbind()
+        _, d1, d2, d3 = label_delta.unbind()
         probability = (logits - largest.unsqueeze(-1)).exp() * norm.unsqueeze(-1)
         of_label = d1 + labelled * (2 * d2 + labelled * (3 * d3))
         by_p = probability * (2 * c2 + probability * (3 * c3 + probability * (4 * c4)))

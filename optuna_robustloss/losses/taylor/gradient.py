@@ -90,35 +90,35 @@ class HardTaylor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        probability: Tensor, target: Tensor, p0: Tensor, difference: Tensor, log: bool
+        probability: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, log: bool
     ) -> Tensor:
         """Losses ``(...)``."""
         v = written_in(probability, log)
         if torch.compiler.is_compiling():
             value, more = (
                 _horner(p0.unbind(-1), v),
-                _horner(_by_class(difference, p0).unbind(-1), v),
+                _horner(_by_class(label_delta, p0).unbind(-1), v),
             )
             return torch.where(_is_label(v, target), value + more, value).mean(-1)
-        labelled = _horner(difference.unbind(-1), at_label(v, target))
+        labelled = _horner(label_delta.unbind(-1), at_label(v, target))
         return (_horner(p0.unbind(-1), v).sum(-1) + labelled) / v.shape[-1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the inputs."""
-        probability, target, p0, difference, ctx.log = inputs
-        ctx.save_for_backward(probability, target, p0, difference)
+        probability, target, p0, label_delta, ctx.log = inputs
+        ctx.save_for_backward(probability, target, p0, label_delta)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         """Gradients of the probabilities and of the coefficients."""
-        probability, target, p0, difference = ctx.saved_tensors
+        probability, target, p0, label_delta = ctx.saved_tensors
         upstream = grad_outputs[0] / probability.shape[-1]
         v = written_in(probability, ctx.log)
         labelled = at_label(v, target)
-        by_probability = by_p0 = by_difference = None
+        by_probability = by_p0 = by_label_delta = None
         if ctx.needs_input_grad[0]:
-            by_probability = slope(v, labelled, target, p0, difference, upstream)
+            by_probability = slope(v, labelled, target, p0, label_delta, upstream)
             if ctx.log:  # chain rule through v(ŷ)
                 scale = (probability + LOG_EPSILON).mul_(LOG_SCALE)
                 in_place = not torch.is_grad_enabled()
@@ -127,8 +127,8 @@ class HardTaylor(torch.autograd.Function):
             by_p0 = (_powers(v, 5) * upstream[..., None, None]).sum_to_size(p0.shape)
         if ctx.needs_input_grad[3]:
             powers = _powers(labelled, 4) * upstream.unsqueeze(-1)
-            by_difference = powers.sum_to_size(difference.shape)
-        return by_probability, None, by_p0, by_difference, None
+            by_label_delta = powers.sum_to_size(label_delta.shape)
+        return by_probability, None, by_p0, by_label_delta, None
 
 
 def _is_label(v: Tensor, target: Tensor) -> Tensor:
@@ -137,21 +137,21 @@ def _is_label(v: Tensor, target: Tensor) -> Tensor:
     return classes == at_label(classes.expand_as(v), target).unsqueeze(-1)  # in range, or an error
 
 
-def _by_class(difference: Tensor, p0: Tensor) -> Tensor:
+def _by_class(label_delta: Tensor, p0: Tensor) -> Tensor:
     """Give p1 − p0 of each candidate, ``(K, 1, 4)``, the class dimension that p0 has."""
-    return difference.unsqueeze(-2) if p0.ndim > 1 else difference
+    return label_delta.unsqueeze(-2) if p0.ndim > 1 else label_delta
 
 
 def slope(
-    v: Tensor, labelled: Tensor, target: Tensor, p0: Tensor, difference: Tensor, upstream: Tensor
+    v: Tensor, labelled: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, upstream: Tensor
 ) -> Tensor:
     """Gradient ``(..., C)`` of ``upstream (...)`` · [Σ_i p0(v_i) + (p1−p0)(v_t)] by v."""
     weight, index = upstream.unsqueeze(-1), target.unsqueeze(-1)
     if torch.compiler.is_compiling():
-        slope, more = _horner(_slopes(p0), v), _horner(_slopes(_by_class(difference, p0)), v)
+        slope, more = _horner(_slopes(p0), v), _horner(_slopes(_by_class(label_delta, p0)), v)
         return torch.where(_is_label(v, target), slope + more, slope) * weight
     slope = _horner([c * weight for c in _slopes(p0)], v)
-    more = (_horner(_slopes(difference), labelled) * upstream).unsqueeze(-1)
+    more = (_horner(_slopes(label_delta), labelled) * upstream).unsqueeze(-1)
     if torch.is_grad_enabled():
         return slope.scatter_add(-1, index, more)
     return slope.scatter_add_(-1, index, more)
@@ -178,7 +178,7 @@ class TaylorGradient:
 
     Args:
         p0: ``(K, 5)`` coefficients of the quartic for the classes that are not the label.
-        difference: ``(K, 4)`` coefficients of p1 − p0.
+        label_delta: ``(K, 4)`` coefficients of p1 − p0.
         log: whether the polynomials are written in the bounded logarithm.
         cross_entropy_weight: α ``(K,)``, or None for none.
 
@@ -191,31 +191,31 @@ class TaylorGradient:
     def __init__(
         self,
         p0: Tensor,
-        difference: Tensor,
+        label_delta: Tensor,
         *,
         log: bool = False,
         cross_entropy_weight: Tensor | None = None,
     ) -> None:
         population = p0.shape[0]
-        if p0.shape != (population, 5) or difference.shape != (population, 4):
+        if p0.shape != (population, 5) or label_delta.shape != (population, 4):
             raise ValueError(
-                f"p0 and difference must be (K, 5) and (K, 4), got {tuple(p0.shape)} and "
-                f"{tuple(difference.shape)}"
+                f"p0 and label_delta must be (K, 5) and (K, 4), got {tuple(p0.shape)} and "
+                f"{tuple(label_delta.shape)}"
             )
         alpha = p0.new_zeros(population) if cross_entropy_weight is None else cross_entropy_weight
         if alpha.shape != (population,):
             raise ValueError(
                 f"cross_entropy_weight must be ({population},), got {tuple(alpha.shape)}"
             )
-        of_p0, of_difference = torch.stack(_slopes(p0)), torch.stack(_slopes(difference))
+        of_p0, of_label_delta = torch.stack(_slopes(p0)), torch.stack(_slopes(label_delta))
         if log:
             # d/dŷ of c·(w/L)^k with w = log(1 + ŷ/ε): k·c·w^(k−1) / L^k / (ŷ + ε).
             scale = torch.logspace(-1, -4, 4, LOG_SCALE, dtype=torch.float64).to(of_p0)[:, None]
-            of_p0, of_difference = of_p0 * scale, of_difference * scale[:3]
+            of_p0, of_label_delta = of_p0 * scale, of_label_delta * scale[:3]
         self._log = log
         self._cross_entropy = cross_entropy_weight is not None
         # (9, K, 1, 1): four slopes of p0, three of p1 − p0, α and −α.
-        rows = torch.cat([of_p0, of_difference, torch.stack([alpha, -alpha]).to(of_p0)])
+        rows = torch.cat([of_p0, of_label_delta, torch.stack([alpha, -alpha]).to(of_p0)])
         self._coefficients = rows[:, :, None, None]
 
     def keep(self, indices: Sequence[int]) -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import files
 from ..base import (
+    ClassificationLoss,
     Reduction,
-    at_label,
     check_reduction,
     class_last,
-    expand_population,
+    expectation,
+    full_precision,
     reduce_samples,
-    split_ignored,
 )
 from ..closed_form import ClosedForm, TaylorForm
 from .autograd import hard_taylor
@@ -42,11 +42,7 @@ from .range import loss_range
 #: Range of a loss whose ``eta`` is not given. MAE and MSE as commonly written have this range.
 DEFAULT_ETA = 2.0
 #: Buffers of ``TaylorLoss``: Eq. 4 and 5 multiplied out, and what is left of it for hard labels.
-_EXACT = ("coefficients", "p0", "difference")
-
-
-def _exact(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+_EXACT = ("coefficients", "p0", "label_delta")
 
 
 def _per_sample(logits: Tensor, target: Tensor, coefficients: Tensor, variable: Variable) -> Tensor:
@@ -54,11 +50,11 @@ def _per_sample(logits: Tensor, target: Tensor, coefficients: Tensor, variable: 
     if coefficients.ndim > 2:  # one set per candidate, against (K, N, C)
         coefficients = coefficients[:, None, None]
     if target.is_floating_point():
-        return soft_taylor(softmax(_exact(logits)), target, coefficients, variable)
-    p0, difference = hard_polynomials(coefficients)
-    if difference.ndim > 1:
-        difference = difference.squeeze(1)
-    return hard_taylor(_exact(logits), target, p0, difference, log=variable == "log")
+        return soft_taylor(softmax(full_precision(logits)), target, coefficients, variable)
+    p0, label_delta = hard_polynomials(coefficients)
+    if label_delta.ndim > 1:
+        label_delta = label_delta.squeeze(1)
+    return hard_taylor(full_precision(logits), target, p0, label_delta, log=variable == "log")
 
 
 def taylor_loss(
@@ -101,14 +97,37 @@ def taylor_loss(
     if coefficients.ndim == 2:
         rows, target = class_last(logits, target)
         return reduce_samples(_per_sample(rows, target, coefficients, variable), target, reduction)
-    target = expand_population(logits, target, coefficients)
+    target = _expand_population(logits, target, coefficients)
     losses = _per_sample(logits, target, coefficients, variable)
     if reduction == "none":
         return losses
     return losses.sum(1) if reduction == "sum" else losses.mean(1)
 
 
-class TaylorLoss(nn.Module):
+def _expand_population(logits: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
+    """Return a ``target`` for each of K candidates: ``(K, N)``, or ``(K, N, C)`` probabilities.
+
+    Raises:
+        ValueError: ``logits`` are not ``(K, N, C)`` for ``coefficients (K, 5, 4)``, or the target
+            does not fit.
+
+    """
+    population = coefficients.shape[0]
+    if coefficients.ndim != 3 or logits.ndim != 3 or logits.shape[0] != population:
+        raise ValueError(
+            f"theta {tuple(coefficients.shape[:-2])} × 12 needs logits (K, N, C) with the same K, "
+            f"got {tuple(logits.shape)}"
+        )
+    shape = logits.shape if target.is_floating_point() else logits.shape[:2]
+    if target.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"targets of a population need shape {tuple(shape)} or {tuple(shape[1:])}, "
+            f"got {tuple(target.shape)}"
+        )
+    return target.expand(shape)
+
+
+class TaylorLoss(ClassificationLoss):
     """A Taylor loss that takes the place of ``nn.CrossEntropyLoss``.
 
     The polynomial of Eq. 4 is normalised by Eq. 5 to run from 0 to ``eta`` over all predictions
@@ -142,8 +161,7 @@ class TaylorLoss(nn.Module):
 
     coefficients: Tensor
     p0: Tensor
-    difference: Tensor
-    weight: Tensor | None
+    label_delta: Tensor
 
     def __init__(
         self,
@@ -158,8 +176,7 @@ class TaylorLoss(nn.Module):
         variable: Variable = "probability",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
+        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
         check_variable(variable)
         if eta is not None and not (math.isfinite(eta) and eta > 0):
             raise ValueError(f"eta must be a positive number or None, got {eta}")
@@ -185,12 +202,9 @@ class TaylorLoss(nn.Module):
         exact = (coefficients, *hard_polynomials(coefficients))
         for name, tensor in zip(_EXACT, exact, strict=True):
             self.register_buffer(name, tensor.to(dtype).contiguous(), persistent=False)
-        self.register_buffer("weight", weight)
         self.theta: tuple[float, ...] = tuple(values.tolist())
         self.num_classes = num_classes
         self.eta = eta
-        self.reduction: Reduction = reduction
-        self.ignore_index = ignore_index
         self.cross_entropy_weight = float(cross_entropy_weight)
         self.variable: Variable = variable
         self.provenance: dict[str, Any] = dict(provenance or {})
@@ -205,31 +219,28 @@ class TaylorLoss(nn.Module):
                 setattr(self, name, before.to(now.device))
         return self
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss: a scalar, or per sample with ``reduction="none"``."""
-        rows, target = class_last(logits, target)
-        if rows.shape[-1] != self.num_classes:
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Eq. 4 and Eq. 5, plus α · cross-entropy.
+
+        Raises:
+            ValueError: the logits have another number of classes than the loss.
+
+        """
+        if logits.shape[-1] != self.num_classes:
             raise ValueError(
-                f"logits {tuple(logits.shape)} have {rows.shape[-1]} classes, "
-                f"the loss was built for {self.num_classes}"
+                f"the logits have {logits.shape[-1]} classes, the loss was built for "
+                f"{self.num_classes}"
             )
-        ignored = None
-        if not target.is_floating_point():
-            target, ignored = split_ignored(target, self.ignore_index)
-        rows = _exact(rows)
-        log_probability = softmax(rows, log=True) if self.cross_entropy_weight else None
+        log_probability = softmax(logits, log=True) if self.cross_entropy_weight else None
         if target.is_floating_point():
-            probability = softmax(rows) if log_probability is None else log_probability.exp()
+            probability = softmax(logits) if log_probability is None else log_probability.exp()
             losses = soft_taylor(probability, target, self.coefficients, self.variable)
         else:
-            losses = hard_taylor(rows, target, self.p0, self.difference, log=self.variable == "log")
+            log = self.variable == "log"
+            losses = hard_taylor(logits, target, self.p0, self.label_delta, log=log)
         if log_probability is not None:
-            if target.is_floating_point():
-                entropy = -(target * log_probability).sum(-1)
-            else:
-                entropy = -at_label(log_probability, target)
-            losses = losses + self.cross_entropy_weight * entropy
-        return reduce_samples(losses, target, self.reduction, ignored=ignored, weight=self.weight)
+            losses = losses - self.cross_entropy_weight * expectation(log_probability, target)
+        return losses
 
     def closed_form(self) -> ClosedForm | None:
         """Return the gradient in closed form; None with class weights or another reduction."""
@@ -247,9 +258,9 @@ class TaylorLoss(nn.Module):
     def extra_repr(self) -> str:
         """Print the arguments and the two normalised polynomials."""
         symbol = "p" if self.variable == "probability" else "q"
-        p0, difference = hard_polynomials(self.coefficients.double().cpu())
+        p0, label_delta = hard_polynomials(self.coefficients.double().cpu())
         p1 = p0.clone()
-        p1[:4] += difference
+        p1[:4] += label_delta
         lines = [
             f"num_classes={self.num_classes}, eta={self.eta}, reduction={self.reduction!r}",
             f"y=0: {format_polynomial(p0.tolist(), symbol)}",

@@ -117,9 +117,9 @@ def canonical(theta: Theta, *, variable: Variable = "probability") -> Tensor:
 
     """
     check_variable(variable)
-    p0, difference = hard_polynomials(expand(as_theta(theta)))
+    p0, label_delta = hard_polynomials(expand(as_theta(theta)))
     first = 2 if variable == "probability" else 1
-    return torch.cat([p0[..., first:], difference[..., 1:]], dim=-1)
+    return torch.cat([p0[..., first:], label_delta[..., 1:]], dim=-1)
 
 
 def canonical_names(variable: Variable = "probability") -> tuple[str, ...]:

@@ -97,11 +97,11 @@ def loss_range(
         raise ValueError(f"theta must be finite, got {values.tolist()}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    p0, difference = hard_polynomials(expand(values))
+    p0, label_delta = hard_polynomials(expand(values))
     cells = 16384 if num_classes == 2 else 1024 if num_classes <= 1000 else 4096
     v = _written_in(torch.linspace(0, 1, cells + 1, dtype=torch.float64), variable)
     other = _evaluate(p0, v)
-    labelled = other + _evaluate(difference, v)
+    labelled = other + _evaluate(label_delta, v)
     f_min = (labelled + _min_of_sum(other, num_classes - 1).flip(0)).min()
     f_max = (labelled - _min_of_sum(-other, num_classes - 1).flip(0)).max()
     return float(f_min) / num_classes, float(f_max) / num_classes

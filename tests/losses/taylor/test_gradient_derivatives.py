@@ -18,8 +18,8 @@ needs_cuda = pytest.mark.skipif(
 
 
 def gradient_of(theta, variable="probability", alpha=None):
-    p0, difference = hard_polynomials(expand(theta))
-    return TaylorGradient(p0, difference, log=variable == "log", cross_entropy_weight=alpha)
+    p0, label_delta = hard_polynomials(expand(theta))
+    return TaylorGradient(p0, label_delta, log=variable == "log", cross_entropy_weight=alpha)
 
 
 def by_autograd(loss, logits):
@@ -67,7 +67,7 @@ def test_equals_autograd_of_the_modules(classes, variable):
     ]
     gradient = TaylorGradient(
         torch.stack([m.p0 for m in modules]),
-        torch.stack([m.difference for m in modules]),
+        torch.stack([m.label_delta for m in modules]),
         log=variable == "log",
         cross_entropy_weight=torch.tensor(alphas, dtype=torch.float64),
     )

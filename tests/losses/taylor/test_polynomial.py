@@ -61,10 +61,10 @@ def test_expanded_coefficients_evaluate_to_eq4(theta, v, y):
 @given(thetas, st.floats(0, 1))
 def test_hard_labels_need_a_quartic_and_a_cubic(theta, v):
     theta = torch.tensor(theta, dtype=torch.float64)
-    p0, difference = hard_polynomials(expand(theta))
-    assert (p0.shape, difference.shape) == ((5,), (4,))
+    p0, label_delta = hard_polynomials(expand(theta))
+    assert (p0.shape, label_delta.shape) == ((5,), (4,))
     at_0 = sum(c * v**k for k, c in enumerate(p0))
-    at_1 = at_0 + sum(c * v**k for k, c in enumerate(difference))
+    at_1 = at_0 + sum(c * v**k for k, c in enumerate(label_delta))
     v = torch.tensor(v, dtype=torch.float64)
     for value, y in ((at_0, 0.0), (at_1, 1.0)):
         expected = eq4_terms(v, torch.tensor(y, dtype=torch.float64), theta)

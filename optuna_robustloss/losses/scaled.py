@@ -1,0 +1,52 @@
+"""A loss times a number."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from .closed_form import ClosedForm, closed_form
+
+
+class ScaledLoss(nn.Module):
+    """Any loss times a number: for SGD, the same as another learning rate for that loss.
+
+    What the inner loss asks of the training loop is passed on: ``l1``, scaled as well, and
+    ``takes_index``.
+
+    Raises:
+        ValueError: ``scale`` is not a positive number.
+
+    """
+
+    def __init__(self, criterion: nn.Module, scale: float) -> None:
+        super().__init__()
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale must be a positive number, got {scale}")
+        self.criterion = criterion
+        self.scale = scale
+
+    @property
+    def l1(self) -> float:
+        """Weight of the L1 norm of the network's parameters: 0 for a loss without one."""
+        return self.scale * float(getattr(self.criterion, "l1", 0.0))
+
+    @property
+    def takes_index(self) -> bool:
+        """Whether the loss is called with the samples' indices, too."""
+        return bool(getattr(self.criterion, "takes_index", False))
+
+    def forward(self, logits: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
+        """Return ``scale`` × the loss."""
+        loss: Tensor = self.criterion(logits, target, *rest)
+        return self.scale * loss
+
+    def closed_form(self) -> ClosedForm | None:
+        """Return the gradient in closed form, if the inner loss has one."""
+        form = closed_form(self.criterion) if type(self) is ScaledLoss else None
+        return None if form is None else form.scaled(self.scale)
+
+    def extra_repr(self) -> str:
+        """Print the scale."""
+        return f"scale={self.scale}"
