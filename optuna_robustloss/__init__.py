@@ -1,6 +1,7 @@
 """Search for loss functions that are robust to label noise, and use the ones that were found.
 
-``load_loss`` and the losses need PyTorch only; the rest is imported when first used.
+Each public name is imported when it is first used: the losses need PyTorch only, and the command
+line answers without it.
 """
 
 from __future__ import annotations
@@ -8,38 +9,42 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from optuna_robustloss.losses import (
-    AGCELoss,
-    ANLCELoss,
-    BootstrapLoss,
-    ELRLoss,
-    EpsilonSoftmaxLoss,
-    ForwardCorrectionLoss,
-    GCELoss,
-    LabelSmoothingLoss,
-    MAELoss,
-    NCEandAGCELoss,
-    NCEandMAELoss,
-    NCEandRCELoss,
-    NCELoss,
-    PhasedLoss,
-    ScaledLoss,
-    SCELoss,
-    TaylorLoss,
-    canonical,
-    equivalent,
-    list_losses,
-    load_loss,
-    loss_range,
-    taylor_loss,
-)
-
 if TYPE_CHECKING:
+    from optuna_robustloss.distributed.storage import open_storage
+    from optuna_robustloss.losses import (
+        AGCELoss,
+        ANLCELoss,
+        BootstrapLoss,
+        ELRLoss,
+        EpsilonSoftmaxLoss,
+        ForwardCorrectionLoss,
+        GCELoss,
+        LabelSmoothingLoss,
+        MAELoss,
+        NCEandAGCELoss,
+        NCEandMAELoss,
+        NCEandRCELoss,
+        NCELoss,
+        PhasedLoss,
+        ScaledLoss,
+        SCELoss,
+        TaylorLoss,
+        canonical,
+        equivalent,
+        list_losses,
+        load_loss,
+        loss_range,
+        taylor_loss,
+    )
+    from optuna_robustloss.losses.registry import make_loss
     from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
     from optuna_robustloss.search.objective import NoisyLabelObjective
     from optuna_robustloss.search.spec import StudySpec
+    from optuna_robustloss.search.study import create_study, open_study
     from optuna_robustloss.search.suggest import suggest_taylor_loss
     from optuna_robustloss.tasks.spec import TaskSpec
+
+    __version__: str
 
 __all__ = [
     "AGCELoss",
@@ -64,24 +69,42 @@ __all__ = [
     "TaskSpec",
     "TaylorLoss",
     "canonical",
+    "create_study",
     "equivalent",
     "list_losses",
     "load_loss",
     "loss_range",
+    "make_loss",
+    "open_storage",
+    "open_study",
     "suggest_taylor_loss",
     "taylor_loss",
 ]
 
-_ON_DEMAND = {
-    "GenerationalCmaEsSampler": "optuna_robustloss.sampler.sampler",
-    "NoisyLabelObjective": "optuna_robustloss.search.objective",
-    "StudySpec": "optuna_robustloss.search.spec",
-    "TaskSpec": "optuna_robustloss.tasks.spec",
-    "suggest_taylor_loss": "optuna_robustloss.search.suggest",
+#: Modules of the names that are not in ``losses``.
+_MODULES = {
+    "GenerationalCmaEsSampler": "sampler.sampler",
+    "NoisyLabelObjective": "search.objective",
+    "StudySpec": "search.spec",
+    "TaskSpec": "tasks.spec",
+    "create_study": "search.study",
+    "make_loss": "losses.registry",
+    "open_storage": "distributed.storage",
+    "open_study": "search.study",
+    "suggest_taylor_loss": "search.suggest",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_DEMAND:
-        return getattr(import_module(_ON_DEMAND[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name, or read the version from the installed package's metadata."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("optuna-robustloss")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'losses')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__, "__version__"]

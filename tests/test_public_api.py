@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,10 @@ def test_a_name_that_is_not_public_is_an_attribute_error():
         _ = optuna_robustloss.nothing
 
 
+def test_the_version_is_the_installed_one():
+    assert optuna_robustloss.__version__ == version("optuna-robustloss")
+
+
 def test_type_hints_ship():
     assert resources.files("optuna_robustloss").joinpath("py.typed").is_file()
 
@@ -87,7 +92,7 @@ def test_the_losses_folder_works_copied_elsewhere(tmp_path):
         "sys.modules.update(dict.fromkeys(blocked))  # importing any of them fails\n"
         "for name in json.loads(sys.argv[2]): importlib.import_module(name)\n"
         "import borrowed, torch\n"
-        "from borrowed.named import make_loss\n"
+        "from borrowed.registry import make_loss\n"
         "hand_made = ['ce', 'gce*0.2', 'sce', 'mae@10', 'nce+agce', 'anl-ce*0.2']\n"
         "for name in [*hand_made, *borrowed.list_losses()]:\n"
         "    loss = make_loss(name, 10)(torch.zeros(2, 10), torch.tensor([0, 1]))\n"

@@ -3,242 +3,49 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from optuna_robustloss.cli.benchmark import benchmark, features
-from optuna_robustloss.cli.console import (
-    clear_errors,
-    console,
-    default_storage,
-    errors,
-    say,
-    set_up_process,
-    writable,
-)
-from optuna_robustloss.cli.options import (
-    Candidates,
-    Device,
-    Download,
-    Lease,
-    Root,
-    Storage,
-    StudyName,
-    ThisStorage,
-    ThisStudy,
-    Threads,
-    Trials,
-    WorkerCandidates,
-    Workers,
-)
-from optuna_robustloss.cli.search_result import export_loss, show_comparison
-from optuna_robustloss.cli.worker_pool import Crew, done
-from optuna_robustloss.distributed.lease import LEASE
-from optuna_robustloss.distributed.storage import open_storage, safe_url
-from optuna_robustloss.losses import TaylorLoss
-from optuna_robustloss.report.tables import comparison_json, status_table
-from optuna_robustloss.search import study as studies
-from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.status import status_of
-from optuna_robustloss.spec_files import load_spec
-from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.compare import Contender, contenders_by_name
+from optuna_robustloss.cli import benchmark, search
+from optuna_robustloss.cli.console import errors
 
 app = typer.Typer(
     help="Search for loss functions that are robust to label noise.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+for command in (
+    search.search,
+    search.init,
+    search.work,
+    search.status,
+    search.export,
+    search.evaluate,
+    benchmark.benchmark,
+    benchmark.features,
+):
+    app.command()(command)
 
 
-@app.command()
-def search(
-    spec: Annotated[Path, typer.Argument(help="YAML file of the study.")],
-    storage: Storage = None,
-    study_name: StudyName = None,
-    out: Annotated[
-        Path | None, typer.Option(callback=writable, help="File of the loss found.")
-    ] = None,
-    trials: Trials = None,
-    workers: Workers = None,
-    candidates: Candidates = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Seeds of the comparison; 0 skips it.")] = 5,
-    root: Root = None,
-    download: Download = False,
-    device: Device = None,
-    threads: Threads = 1,
-) -> None:
-    """Create a study or go on with it, choose the loss, and compare it with hand-made ones."""
-    with clear_errors():
-        set_up_process(threads)
-        study_spec = load_spec(spec)
-        name = study_name or study_spec.name
-        url = storage or default_storage(name)
-        objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
-        objective.tasks(0)  # what is missing shows before a study is made
-        study = studies.create_study(study_spec, open_storage(url, create=True), name)
-        say(f"study {name!r} in {safe_url(url)}")
-        crew = Crew(workers or 1, trials, candidates, threads, device=device)
-        crew.run(study, objective, url)
-        if not studies.finished_study(study, study_spec):
-            console.print(done(study, study_spec))
-            return
-        path = out or Path(f"{name}.json")
-        loss = export_loss(study, objective, path)
-        if seeds > 0:
-            found = partial(type(loss).load, path)
-            own = [f"mae@{loss.eta:.4g}"] if isinstance(loss, TaylorLoss) else ["sce-then-confirm"]
-            names = ["ce", "gce", "sce", "mae", *own, "gce*best", "sce*best"]
-            for task in study_spec.tasks:
-                contenders = [Contender(f"found ({path.name})", found), *contenders_by_name(names)]
-                show_comparison(
-                    task,
-                    contenders,
-                    seeds=seeds,
-                    seed=study_spec.seed,
-                    device=objective.device,
-                    root=root,
-                )
-        say(f"database: {safe_url(url)}")
-        say(f"loss: {path}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import optuna_robustloss
+
+        typer.echo(optuna_robustloss.__version__)
+        raise typer.Exit
 
 
-@app.command()
-def init(
-    spec: Annotated[Path, typer.Argument(help="YAML file of the study.")],
-    storage: Storage = None,
-    study_name: StudyName = None,
-) -> None:
-    """Create a study without working on it."""
-    with clear_errors():
-        set_up_process(1)
-        study_spec = load_spec(spec)
-        name = study_name or study_spec.name
-        url = storage or default_storage(name)
-        studies.create_study(study_spec, open_storage(url, create=True), name)
-        say(f"study {name!r} in {safe_url(url)}")
-
-
-@app.command()
-def work(
-    storage: ThisStorage,
-    study_name: ThisStudy,
-    spec: Annotated[
-        Path | None, typer.Option(help="For a study that has no spec yet; must match otherwise.")
-    ] = None,
-    trials: Trials = None,
-    workers: Workers = None,
-    candidates: WorkerCandidates = None,
-    lease: Lease = LEASE,
-    root: Root = None,
-    download: Download = False,
-    device: Device = None,
-    threads: Threads = 1,
-) -> None:
-    """Work on a study until its trials are done; any number of workers may."""
-    with clear_errors():
-        set_up_process(threads)
-        given = load_spec(spec) if spec else None
-        study = studies.open_study(open_storage(storage), study_name, given, lease=lease)
-        study_spec = studies.attach_spec(study, given)
-        objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
-        if workers is None and candidates is None:
-            candidates = 1  # others may work on the same generation
-        Crew(workers or 1, trials, candidates, threads, lease, device).run(
-            study, objective, storage
-        )
-
-
-@app.command()
-def status(
-    study_name: Annotated[str, typer.Argument(help="Name of the study.")],
-    storage: Storage = None,
-    lease: Lease = LEASE,
-) -> None:
-    """Show who works on a study, how far it is, and how long it will take."""
-    with clear_errors():
-        set_up_process(1)
-        study = studies.open_study(open_storage(storage or default_storage(study_name)), study_name)
-        console.print(status_table(status_of(study, studies.attach_spec(study, None), lease=lease)))
-
-
-@app.command()
-def export(
-    study_name: Annotated[str, typer.Argument(help="Name of the study.")],
-    out: Annotated[Path, typer.Argument(callback=writable, help="JSON file to write the loss to.")],
-    storage: Storage = None,
-    root: Root = None,
-    device: Device = None,
-    threads: Threads = 1,
-) -> None:
-    """Choose a study's loss by a second round on fresh seeds, and write it to a file."""
-    with clear_errors():
-        set_up_process(threads)
-        url = storage or default_storage(study_name)
-        study = studies.open_study(open_storage(url), study_name)
-        study_spec: StudySpec = studies.attach_spec(study, None)
-        objective = NoisyLabelObjective(study_spec, device=device, root=root)
-        console.print(str(export_loss(study, objective, out)))
-        say(f"loss: {out}")
-
-
-@app.command()
-def evaluate(
-    losses: Annotated[
-        list[str],
-        typer.Argument(
-            help="Loss files, names of the zoo, ce, gce, sce, mae, mae@ETA; *0.2 scales, "
-            "*best tunes the scale on validation data."
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
         ),
-    ],
-    task: Annotated[str, typer.Option(help="DATASET,ARCHITECTURE[,NOISE].")],
-    train: Annotated[int | None, typer.Option(help="Training images; all by default.")] = None,
-    validation: Annotated[int, typer.Option(help="Validation images, for *best.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="By default the recipe's.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings per loss.")] = 3,
-    seed: Annotated[int, typer.Option(help="From which all seeds follow.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", callback=writable, help="Write the figures too.")
-    ] = None,
-    root: Root = None,
-    device: Device = None,
-    threads: Threads = 1,
+    ] = False,
 ) -> None:
-    """Train with each loss under one recipe, data and noise; measure clean test accuracy."""
-    with clear_errors():
-        set_up_process(threads)
-        changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-        spec = TaskSpec.parse(
-            task,
-            train=train,
-            validation=validation,
-            recipe={key: value for key, value in changes.items() if value is not None},
-        )
-        contenders = contenders_by_name(losses)
-        for contender in contenders:
-            contender.criterion(2)  # an unknown name shows before anything is trained
-        results = show_comparison(
-            spec,
-            contenders,
-            seeds=seeds,
-            seed=seed,
-            device=device,
-            root=root,
-        )
-        if json_file:
-            text = comparison_json(spec, seed, results)
-            json_file.write_text(text, encoding="utf-8")
-
-
-app.command()(benchmark)
-app.command()(features)
+    pass
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands around benchmarks."""
+"""The commands of a benchmark: train and rank methods, and show what their networks see."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
-from optuna_robustloss.benchmark.spec import load_benchmark
-from optuna_robustloss.benchmark.study import create_benchmark
-from optuna_robustloss.benchmark.trainings import TOGETHER, Options, check_data
 from optuna_robustloss.cli.console import (
+    check_writable,
     clear_errors,
     default_storage,
-    say,
+    print_line,
     set_up_process,
-    writable,
 )
 from optuna_robustloss.cli.options import (
+    LEASE,
+    TOGETHER,
     Device,
     Download,
     Lease,
@@ -27,8 +26,6 @@ from optuna_robustloss.cli.options import (
     Threads,
     Workers,
 )
-from optuna_robustloss.distributed.lease import LEASE
-from optuna_robustloss.distributed.storage import open_storage, safe_url
 
 #: Methods of the paper's Figure 2, but for its own.
 _SHOWN = ["ce", "forward", "gce"]
@@ -68,8 +65,11 @@ def benchmark(
     threads: Threads = 1,
 ) -> None:
     """Train every method on every task, or go on with it, and rank the methods."""
-    # Pandas and Plotly, which no other command needs, take a second.
-    from optuna_robustloss.cli.benchmark_run import BenchmarkRun, report, say_missing
+    from optuna_robustloss.benchmark.spec import load_benchmark
+    from optuna_robustloss.benchmark.study import create_benchmark
+    from optuna_robustloss.benchmark.trainings import Options, check_data
+    from optuna_robustloss.cli.benchmark_run import BenchmarkRun, print_failures, report
+    from optuna_robustloss.distributed.storage import open_storage, safe_url
 
     with clear_errors():
         set_up_process(threads)
@@ -82,20 +82,20 @@ def benchmark(
         if not report_only:
             check_data(bench, cells, options)  # what is missing shows before a study is made
         study = create_benchmark(bench, open_storage(url, create=not report_only), name)
-        say(f"benchmark {name!r} in {safe_url(url)}")
+        print_line(f"benchmark {name!r} in {safe_url(url)}")
         failed = False
         if not report_only:
             BenchmarkRun(workers or 1, threads, options).run(study, bench, cells, url)
-            failed = say_missing(study, cells)
+            failed = print_failures(study, cells)
         report(study, bench, cells, out)
-        say(f"report: {out / 'table.md'}")
+        print_line(f"report: {out / 'table.md'}")
         if failed:
             raise typer.Exit(1)
 
 
 def features(
     spec: Annotated[Path, typer.Argument(help="YAML file of the benchmark.")],
-    out: Annotated[Path, typer.Argument(callback=writable, help="HTML file of the figure.")],
+    out: Annotated[Path, typer.Argument(callback=check_writable, help="HTML file of the figure.")],
     task: Annotated[str, typer.Option(help="Label of a task, or a part of it.")],
     method: Annotated[
         list[str], typer.Option(help="Method of the benchmark; may be repeated.")
@@ -107,10 +107,12 @@ def features(
     threads: Threads = 1,
 ) -> None:
     """Train some methods on a task, and show what their last layers see of test images (t-SNE)."""
+    from optuna_robustloss.benchmark.spec import load_benchmark
+    from optuna_robustloss.benchmark.trainings import Options
     from optuna_robustloss.cli.benchmark_run import show_features
 
     with clear_errors():
         set_up_process(threads)
         options = Options(device=device, root=root, download=download)
         show_features(load_benchmark(spec), task, method, images, options, out)
-        say(f"figure: {out}")
+        print_line(f"figure: {out}")

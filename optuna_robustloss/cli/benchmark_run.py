@@ -19,7 +19,7 @@ from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import done, failures, outcomes
 from optuna_robustloss.benchmark.trainings import Options, trained_networks
 from optuna_robustloss.benchmark.worker import BenchmarkJob, run_cells
-from optuna_robustloss.cli.console import console, say, set_up_process
+from optuna_robustloss.cli.console import console, print_line, set_up_process
 from optuna_robustloss.cli.progress import bar
 from optuna_robustloss.distributed.processes import run_processes
 from optuna_robustloss.report.figures.features import feature_maps, penultimate
@@ -83,8 +83,8 @@ class BenchmarkRun:
         run_processes(study, jobs, on_poll=refresh)
 
 
-def say_missing(study: Study, cells: Sequence[Run]) -> bool:
-    """Say which trainings failed, and why; return whether any did."""
+def print_failures(study: Study, cells: Sequence[Run]) -> bool:
+    """Print which trainings failed, and why; return whether any did."""
     missing = len(cells) - done(study, cells)
     if not missing:
         return False
@@ -92,7 +92,7 @@ def say_missing(study: Study, cells: Sequence[Run]) -> bool:
         f"\n{cell.method} on {cell.task}, seed {cell.seed}, scale {cell.scale:g}: {text}"
         for cell, text in list(failures(study, cells).items())[:_SHOWN]
     )
-    say(f"{missing} of {len(cells)} trainings failed; the same command tries again{why}")
+    print_line(f"{missing} of {len(cells)} trainings failed; the same command tries again{why}")
     return True
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from optuna_robustloss.cli.console import parse_device
@@ -25,7 +24,7 @@ Root = Annotated[
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data.")]
 Device = Annotated[
-    torch.device | None,
+    Any,  # a torch.device or None; a type from PyTorch would have to be imported
     typer.Option(
         parser=parse_device, metavar="DEVICE", help="By default CUDA where there is a device."
     ),
@@ -58,7 +57,10 @@ Lease = Annotated[
     float,
     typer.Option(
         min=1,
-        help="Seconds without a sign of life after which a trial counts as lost; "
-        "the same for all workers of a study.",
+        help="Seconds without a heartbeat after which a trial counts as lost; the same for all "
+        "workers of a study.",
     ),
 ]
+#: Defaults of ``distributed.lease`` and ``benchmark.trainings``, whose import would take seconds.
+LEASE = 120.0
+TOGETHER = 8

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from optuna_robustloss.benchmark import trainings
+from optuna_robustloss.cli import options
 from optuna_robustloss.cli.app import app
+from optuna_robustloss.distributed import lease
 from optuna_robustloss.losses import MAE_THETA, MSE_THETA, TaylorLoss
 from optuna_robustloss.search.objective import NoisyLabelObjective
 
@@ -316,5 +320,27 @@ def test_errors_keep_their_traceback_for_debugging(monkeypatch):
 
 def test_without_a_command_the_help_is_shown():
     result = CliRunner().invoke(app, [])
-    for command in ("search", "init", "work", "status", "export", "evaluate"):
+    for command in ("search", "init", "work", "status", "export", "evaluate", "--show-completion"):
         assert command in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--version"], 0, version("optuna-robustloss")),
+        (["search", "--help"], 0, "--candidates"),
+        (["benchmark", "x.yaml", "--ot", "out"], 2, "Possible options: --out"),
+    ],
+)
+def test_help_version_and_a_mistyped_option_need_no_pytorch(arguments, code, text):
+    """They answer in a fresh process into which no heavy package may be imported."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'optuna', 'pydantic']))"
+    command = f"{blocked}; import runpy; runpy.run_module('optuna_robustloss', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True)
+    assert result.returncode == code, result.stderr.decode()
+    assert text in (result.stdout + result.stderr).decode()
+
+
+def test_defaults_that_help_shows_are_those_of_the_package():
+    assert options.LEASE == lease.LEASE
+    assert options.TOGETHER == trainings.TOGETHER
