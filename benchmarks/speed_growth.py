@@ -31,13 +31,13 @@ class GrowthRow:
     image_shape: tuple[int, int, int]
     classes: int
     population: int
-    way: str
+    backend: str
     precision: str
     milliseconds: Quartiles
 
 
 def _cases(quick: bool) -> Iterator[tuple[str, tuple[int, int, int], int, int, str, str]]:
-    """Yield network, images, classes, K, way and precision."""
+    """Yield network, images, classes, K, backend and precision."""
     gray, color = (1, 28, 28), (3, 32, 32)
     for count in (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64):
         for network in ("mlp2", "mlp3"):
@@ -48,8 +48,8 @@ def _cases(quick: bool) -> Iterator[tuple[str, tuple[int, int, int], int, int, s
         yield "cnn4", gray, 10, 1, "separate", precision
         yield "cnn4", color, 10, 1, "separate", precision
     if not quick:
-        for way in ("channels", "batch", "vmap"):
-            yield "cnn4", gray, 10, 4, way, "bfloat16"
+        for backend in ("channels", "batch", "vmap"):
+            yield "cnn4", gray, 10, 4, backend, "bfloat16"
         yield "jocor", gray, 10, 1, "separate", "bfloat16"
         yield "resnet18", color, 10, 1, "separate", "bfloat16"
 
@@ -72,11 +72,11 @@ def growth_rows(quick: bool, rounds: int) -> list[GrowthRow]:
     return rows
 
 
-def _step(network, image_shape, classes, count, way, precision, device):  # type: ignore[no-untyped-def]
+def _step(network, image_shape, classes, count, backend, precision, device):  # type: ignore[no-untyped-def]
     model = build_model(network, num_classes=classes, image_shape=image_shape).to(device)
     if network not in ("mlp2", "mlp3"):
         model = model.to(memory_format=torch.channels_last)
-    population = build(way, [model] * count)
+    population = build(backend, [model] * count)
     optimizer = torch.optim.SGD(population.parameters(), lr=1e-6, momentum=0.9, foreach=True)
     images = torch.randn(BATCH, *image_shape, device=device)
     gradient = torch.randn(count, BATCH, classes, device=device)
@@ -96,7 +96,7 @@ def _step(network, image_shape, classes, count, way, precision, device):  # type
 
 def growth_table(rows: Sequence[GrowthRow]) -> Table:
     table = Table(
-        "network", "images", "classes", "K", "way", "precision", "ms per step and candidate",
+        "network", "images", "classes", "K", "backend", "precision", "ms per step and candidate",
         title=f"one training step at batch {BATCH}, {default_device()}, one thread",
     )  # fmt: skip
     for row in rows:
@@ -106,7 +106,7 @@ def growth_table(rows: Sequence[GrowthRow]) -> Table:
             "×".join(map(str, row.image_shape)),
             str(row.classes),
             str(row.population),
-            row.way,
+            row.backend,
             row.precision,
             f"{ms.median:.2f} ({ms.low:.2f}…{ms.high:.2f})",
         )

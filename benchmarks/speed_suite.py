@@ -21,7 +21,7 @@ from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.loop import default_device, train_population
-from optuna_robustloss.training.population.backend import fastest_way
+from optuna_robustloss.training.population.backend import fastest_backend
 
 ARCHITECTURES = ("mlp2", "mlp3", "cnn4")
 #: The shipped studies' training: so many images and epochs.
@@ -70,7 +70,7 @@ class SuiteRow:
 
     architecture: str
     contender: str
-    way: str
+    backend: str
     seconds: Quartiles
     ratio: Quartiles
     """The plain loop's time over this one's, round by round."""
@@ -80,7 +80,7 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
     """Time the plain loop and ours in turns, on the same task; last, the whole suite."""
     contenders = {"ours, float32": "float32", "ours, bfloat16": "bfloat16"}
     seconds: dict[tuple[str, str], list[float]] = {}
-    ways: dict[tuple[str, str], str] = {}
+    backends: dict[tuple[str, str], str] = {}
     device = default_device()
     population = losses(POPSIZE)
     tasks = {
@@ -90,7 +90,7 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
     }
     for (architecture, name), task in tasks.items():
         model = build_model(architecture, num_classes=10, image_shape=task.image_shape)
-        ways[architecture, name] = fastest_way(model, task, POPSIZE, device)
+        backends[architecture, name] = fastest_backend(model, task, POPSIZE, device)
     times = EPOCHS / TIMED_EPOCHS
     for _ in range(rounds):
         for architecture in ARCHITECTURES:
@@ -131,7 +131,7 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
             yield SuiteRow(
                 architecture,
                 name,
-                ways.get((architecture, name), ""),
+                backends.get((architecture, name), ""),
                 Quartiles.of(seconds[architecture, name]),
                 Quartiles.of([theirs / ours for theirs, ours in pairs]),
             )
@@ -139,13 +139,15 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
 
 def suite_table(rows: Sequence[SuiteRow]) -> Table:
     title = f"one candidate, {IMAGES} images × {EPOCHS} epochs, on {default_device()}, one thread"
-    table = Table("network", "", "way", "seconds", "candidates per core-hour", "ratio", title=title)
+    table = Table(
+        "network", "", "backend", "seconds", "candidates per core-hour", "ratio", title=title
+    )
     for row in rows:
         s, r = row.seconds, row.ratio
         table.add_row(
             row.architecture,
             row.contender,
-            row.way,
+            row.backend,
             f"{s.median:.2f} ({s.low:.2f}…{s.high:.2f})",
             f"{3600 / s.median:.0f}",
             f"{r.median:.1f} ({r.low:.1f}…{r.high:.1f})",
@@ -223,8 +225,8 @@ def peak_rows(rounds: int) -> Iterator[PeakRow]:
     for name, hidden in (("mlp2", 1), ("mlp3", 2)):
         model = build_model(name, num_classes=10, image_shape=(1, 28, 28)).to(device)
         for count in (1, 8, 16):
-            way = "separate" if count == 1 else "batch"
-            population = build(way, [model] * count)
+            backend = "separate" if count == 1 else "batch"
+            population = build(backend, [model] * count)
             optimizer = torch.optim.SGD(
                 population.parameters(), lr=1e-6, momentum=0.9, foreach=True
             )

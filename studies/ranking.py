@@ -39,7 +39,7 @@ from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.spec_files import load_spec
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
-from optuna_robustloss.training.population.backend import Way
+from optuna_robustloss.training.population.backend import Backend
 
 Candidates = dict[str, LossParameters]
 Curve = dict[str, list[float]]
@@ -89,20 +89,20 @@ def _draw(spec: StudySpec, rng: np.random.Generator) -> dict[str, float]:
     return point
 
 
-def variant_of(spec: StudySpec, text: str) -> tuple[StudySpec, Way | None]:
-    """Apply ``train=8000,epochs=50,cnn4.precision=bfloat16,way=batch``, and return the way.
+def variant_of(spec: StudySpec, text: str) -> tuple[StudySpec, Backend | None]:
+    """Apply ``train=8000,epochs=50,cnn4.precision=bfloat16,backend=batch``, and return the backend.
 
     ``train`` and ``validation`` are of the spec, the others of the recipe, or of one network's.
     """
     changes = dict(item.split("=", 1) for item in text.split(",") if item)
-    way = cast(Way | None, changes.pop("way", None))
+    backend = cast(Backend | None, changes.pop("backend", None))
     sizes = {k: int(changes.pop(k)) for k in ("train", "validation") if k in changes}
     values = spec.model_dump(mode="json") | sizes
     for key, value in changes.items():
         architecture, _, setting = key.rpartition(".")
         of = values["recipes"].setdefault(architecture, {}) if architecture else values["recipe"]
         of[setting] = _number(value)
-    return StudySpec.model_validate(values), way
+    return StudySpec.model_validate(values), backend
 
 
 def _number(text: str) -> int | float | str:
@@ -115,7 +115,7 @@ def _number(text: str) -> int | float | str:
 
 
 def curves(
-    task: Task, losses: list[LossParameters], seed: int, way: Way | None = None
+    task: Task, losses: list[LossParameters], seed: int, backend: Backend | None = None
 ) -> list[Curve]:
     """Train to the end, and watch the validation images and the noisy training labels."""
     per_epoch, epochs = steps_per_epoch(task), task.spec.recipe.epochs
@@ -128,7 +128,7 @@ def curves(
         also_watch=[replace(task.train, index=task.train.index[: len(task.validation)])],
         watch_at=[round(epochs * (i + 1) / count) * per_epoch for i in range(count)],
         stop_at_chance_after=None,
-        way=way,
+        backend=backend,
     )
     padded = [[*run.curve, *[run.curve[-1]] * (count - len(run.curve))] for run in runs]
     return [
@@ -169,14 +169,14 @@ def main() -> None:
     for number, candidates in zip(arguments.generations, generations, strict=True):
         for variant in arguments.variants:
             seed = derive_seed(spec.seed, "generation", number)
-            changed, way = variant_of(spec, variant)
+            changed, backend = variant_of(spec, variant)
             for task_spec in changed.tasks:
                 label = task_spec.label
                 if (variant, label, number) in known or label not in (arguments.tasks or [label]):
                     continue
                 task = prepare_task(task_spec, seed=seed, root=arguments.root)
                 start = perf_counter()
-                found = curves(task, list(candidates.values()), seed, way)
+                found = curves(task, list(candidates.values()), seed, backend)
                 record = {
                     "variant": variant,
                     "task": label,

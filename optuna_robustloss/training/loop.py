@@ -17,7 +17,7 @@ from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.training.evaluation import Evaluation, TrainingResult
 from optuna_robustloss.training.gradients import is_closed_form, loss_gradients
 from optuna_robustloss.training.group import Candidate, Group, Observer, Plan
-from optuna_robustloss.training.population.backend import Way, build, fastest_way
+from optuna_robustloss.training.population.backend import Backend, build, fastest_backend
 from optuna_robustloss.training.population.memory import fitting_size, out_of_memory
 
 _logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train_population(
     stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
     judge: Judge | None = None,
     judge_at: Collection[int] = (),
-    way: Way | None = None,
+    backend: Backend | None = None,
     network: Network | None = None,
     models: bool = False,
 ) -> list[TrainingResult]:
@@ -98,7 +98,7 @@ def train_population(
         judge: called with the indices of the candidates that have come to a rung; those it returns
             are stopped.
         judge_at: the rungs, numbers of steps.
-        way: how the networks are trained together; by default the fastest.
+        backend: how the networks are trained together; by default the fastest.
         network: builds the network with its initial weights from the task and the seed, on the
             CPU; by default the spec's architecture.
         models: keep the trained networks.
@@ -135,7 +135,7 @@ def train_population(
         models=models,
     )
     start = place((network or initial_model)(task, seed), device)
-    training = _Training(plan, criteria, start, way)
+    training = _Training(plan, criteria, start, backend)
     for stop in sorted({*checks, total}):
         training.advance(stop)
         if stop == check_at:
@@ -183,16 +183,18 @@ class _Training:
     """The groups of one training, from one decision to the next."""
 
     def __init__(
-        self, plan: Plan, criteria: Sequence[nn.Module], start: nn.Module, way: Way | None
+        self, plan: Plan, criteria: Sequence[nn.Module], start: nn.Module, backend: Backend | None
     ) -> None:
         self._plan = plan
         self._criteria = criteria
         self._closed_form = is_closed_form(criteria)  # of all, so that groups can be joined
         self._candidates = [Candidate(index) for index in range(len(criteria))]
         self._start = start
-        self._way = way or fastest_way(self._start, plan.task, len(criteria), plan.device)
+        self._backend = backend or fastest_backend(
+            self._start, plan.task, len(criteria), plan.device
+        )
         self._size = 1
-        if self._way != "separate":
+        if self._backend != "separate":
             self._size = fitting_size(self._start, plan.task, len(criteria), plan.device)
         self._groups = self._new_groups(self._candidates)
 
@@ -214,7 +216,7 @@ class _Training:
         return Group(
             plan,
             candidates,
-            build(self._way, [self._start] * len(candidates)),
+            build(self._backend, [self._start] * len(candidates)),
             loss_gradients(
                 criteria, plan.task.num_classes, plan.device, closed_form=self._closed_form
             ),

@@ -213,7 +213,7 @@ def train_jocor(
         [ScaledLoss(loss, scale)],
         seed=seed,
         epochs=epochs,
-        way="separate",
+        backend="separate",
         network=twins,
         **options,
     )[0]

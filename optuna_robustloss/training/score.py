@@ -20,7 +20,7 @@ from optuna_robustloss.training.loop import (
     steps_per_epoch,
     train_population,
 )
-from optuna_robustloss.training.population.backend import Way
+from optuna_robustloss.training.population.backend import Backend
 
 ScoreKind = Literal["last", "best"]
 
@@ -142,7 +142,7 @@ def score_population(
     observe: Observer | None = None,
     stop_at_chance_after: float | None = STOP_AT_CHANCE_AFTER,
     rungs: Rungs | None = None,
-    way: Way | None = None,
+    backend: Backend | None = None,
 ) -> list[Score]:
     """Train with each of K losses, all together, and measure the validation accuracies.
 
@@ -159,7 +159,7 @@ def score_population(
         observe: see ``train_population``; the steps of several runs are counted on.
         stop_at_chance_after: see ``train_population``; never done on noisy validation labels.
         rungs: where the worst candidates are stopped.
-        way: see ``train_population``.
+        backend: see ``train_population``.
 
     """
     lengths = run_lengths(task.spec.recipe, horizons)
@@ -187,7 +187,7 @@ def score_population(
             else None,
             judge=numbers.judge,
             judge_at=rungs.steps(first, epochs * per_epoch) if rungs is not None else (),
-            way=way,
+            backend=backend,
         )
         for i, run in zip(alive, runs, strict=True):
             tallies[i].add(run, ends, watch_at, kind)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optuna_robustloss.losses import MAE_THETA, MSE_THETA, MAELoss, TaylorLoss
 from optuna_robustloss.training.gradients import loss_gradients
-from optuna_robustloss.training.population.fused_layers import products
+from optuna_robustloss.training.population.fused_layers import batched_linear
 from optuna_robustloss.training.population.population import Population
 from optuna_robustloss.training.population.vmapped import Vmapped
 from training.nets import convolutional, every_build, images, perceptron
@@ -227,7 +227,7 @@ def test_half_precision(build, make):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 def test_products_in_single_precision(shared, biased):
-    """The fast products against `torch.einsum` in double precision, with all gradients."""
+    """The fast batched_linear against `torch.einsum` in double precision, with all gradients."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1 if shared else 3, 7, 33), (3, 20, 33)] + [(3, 20)] * biased
     doubles = [torch.randn(s, generator=generator).double().requires_grad_() for s in shapes]
@@ -237,7 +237,7 @@ def test_products_in_single_precision(shared, biased):
     expected = torch.einsum("kmf,kof->kmo", x, doubles[1])
     if biased:
         expected = expected + doubles[2].unsqueeze(1)
-    found = products(*singles, *[None] * (not biased))
+    found = batched_linear(*singles, *[None] * (not biased))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     found.backward(weight)
     expected.backward(weight.double())

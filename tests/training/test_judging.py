@@ -55,8 +55,8 @@ def test_what_one_observer_raises_is_kept_and_what_it_would_have_been_told_is_no
     assert (runs[1].diverged, runs[1].hopeless, runs[1].dropped) == (False, False, False)
 
 
-@pytest.mark.parametrize("way", ["separate", "batch"])
-def test_interrupts_pass_and_leave_no_trace(way):
+@pytest.mark.parametrize("backend", ["separate", "batch"])
+def test_interrupts_pass_and_leave_no_trace(backend):
     def observe(index, point):
         if index == 1:
             raise KeyboardInterrupt
@@ -64,7 +64,7 @@ def test_interrupts_pass_and_leave_no_trace(way):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        together(digits(**ADAM), closed(), watch_at=[2], observe=observe, way=way)
+        together(digits(**ADAM), closed(), watch_at=[2], observe=observe, backend=backend)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.tensor(1e-40) * 1.0 > 0  # small numbers count again
 
@@ -85,7 +85,7 @@ def test_who_diverges_between_two_measurements_leaves_no_point_with_the_others()
     runs = together(
         task,
         [hostile("nan"), nn.CrossEntropyLoss()],
-        way="batch",
+        backend="batch",
         observe=lambda index, point: told.append((index, point.step)),
     )
     assert told == [(0, 4), (1, 16)]
@@ -99,9 +99,9 @@ def test_all_may_end_at_once():
         raise ValueError(str(index))
 
     for step in (4, 6):  # at the end of an epoch, and amid one
-        runs = together(task, closed(), way="batch", watch_at=[step], observe=observe)
+        runs = together(task, closed(), backend="batch", watch_at=[step], observe=observe)
         assert [str(run.error) for run in runs] == ["0", "1", "2"]
-    runs = together(task, [copy.deepcopy(hostile("nan")) for _ in range(3)], way="batch")
+    runs = together(task, [copy.deepcopy(hostile("nan")) for _ in range(3)], backend="batch")
     assert [run.diverged for run in runs] == [True] * 3
 
 
@@ -119,12 +119,12 @@ class Judge:
         return self.verdicts.pop(0) if self.verdicts else []
 
 
-@pytest.mark.parametrize("way", ["separate", "batch"])
-def test_a_judge_is_asked_once_at_each_rung_about_those_that_are_left(way):
+@pytest.mark.parametrize("backend", ["separate", "batch"])
+def test_a_judge_is_asked_once_at_each_rung_about_those_that_are_left(backend):
     judge = Judge([4, 1], [], {3})
     criteria = [taylor(eta=eta) for eta in (2.0, 3.0, 4.0, 5.0, 6.0)]
     runs = together(
-        digits(**ADAM), criteria, way=way, judge=judge, judge_at=[9, 3, 3, 5, 0, -1, 12, 99]
+        digits(**ADAM), criteria, backend=backend, judge=judge, judge_at=[9, 3, 3, 5, 0, -1, 12, 99]
     )
     assert judge.asked == [[0, 1, 2, 3, 4], [0, 2, 3], [0, 2, 3]]
     assert [run.curve[-1].step for run in runs] == [12, 3, 12, 9, 3]
@@ -143,7 +143,7 @@ def test_a_judge_may_stop_everything_and_is_not_asked_again(everything):
 
 def test_nobody_is_judged_when_all_have_ended_by_themselves():
     judge = Judge()
-    runs = together(digits(), [hostile("nan")] * 2, way="batch", judge=judge, judge_at=[6])
+    runs = together(digits(), [hostile("nan")] * 2, backend="batch", judge=judge, judge_at=[6])
     assert [run.diverged for run in runs] == [True, True]
     assert judge.asked == []
 
@@ -180,10 +180,12 @@ def test_a_judge_that_raises_is_heard():
 
 
 @pytest.mark.parametrize(("share", "epochs"), [(0.07, 25), (0.07, 26), (0.3, 25), (1e-9, 2)])
-@pytest.mark.parametrize("way", ["separate", "batch"])
-def test_all_are_checked_at_the_share_of_their_steps_rounded_up(share, epochs, way):
+@pytest.mark.parametrize("backend", ["separate", "batch"])
+def test_all_are_checked_at_the_share_of_their_steps_rounded_up(share, epochs, backend):
     losses = [Loss(never_the_label), Loss(never_the_label)]
-    runs = together(digits(lr=0.5, epochs=epochs), losses, way=way, stop_at_chance_after=share)
+    runs = together(
+        digits(lr=0.5, epochs=epochs), losses, backend=backend, stop_at_chance_after=share
+    )
     at = math.ceil(round(share * 4 * epochs, 6)) or 1
     assert [p.step for run in runs for p in run.curve][:1] == [at]
     for run, loss in zip(runs, losses, strict=True):
@@ -201,10 +203,10 @@ def test_no_losses_are_no_runs():
 @pytest.mark.parametrize("keep", [True, False])
 def test_networks_are_kept_where_they_are_asked_for(keep):
     task = digits(**ADAM)
-    runs = together(task, closed(), way="batch", models=keep)
+    runs = together(task, closed(), backend="batch", models=keep)
     assert [run.model is not None for run in runs] == [keep] * 3
     if keep:
         assert runs[0].model is not runs[1].model
-        assert bitwise(trained(task, closed()[0]), together(task, closed()[:1], way=None)[0])
+        assert bitwise(trained(task, closed()[0]), together(task, closed()[:1], backend=None)[0])
         assert runs[0].model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
         assert next(runs[0].model.parameters()).device == CPU

@@ -154,7 +154,7 @@ def test_jocor_trains_both_networks_and_knows_the_noise(monkeypatch):
     assert rates == [(task.noise.rate, 15)]
     assert run.curve[-1].accuracy > 0.6
     loss = JoCoRLoss(task.noise.rate, 15)
-    more = {"way": "separate", "network": twins, "stop_at_chance_after": None}
+    more = {"backend": "separate", "network": twins, "stop_at_chance_after": None}
     (both,) = train_population(task, [loss], **options(task, **more))
     assert same(weights(run), both.model.first.state_dict().values())
     start = twins(task, 5)
@@ -178,7 +178,7 @@ def plain_loop(task, criterion, *, index=False, l1=0.0):
     model = initial_model(task, 5)
     optimizer = build_optimizer(task.spec.recipe, model.parameters())
     recorder = Recorder()
-    train_population(task, [recorder], **options(task, way="separate", models=False))
+    train_population(task, [recorder], **options(task, backend="separate", models=False))
     for chosen, labels in recorder.batches:
         ((_, images),) = task.train.images.batches(chosen, len(chosen), device=CPU)
         loss = criterion(model(images), labels, *[chosen] * index)
@@ -201,12 +201,14 @@ class Recorder(nn.Module):
         return F.cross_entropy(logits, labels)
 
 
-@pytest.mark.parametrize("way", ["separate", "batch", "channels"])
-def test_elr_in_a_population_is_elr_in_a_plain_loop(way):
+@pytest.mark.parametrize("backend", ["separate", "batch", "channels"])
+def test_elr_in_a_population_is_elr_in_a_plain_loop(backend):
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     count = len(task.train.labels)
     criteria = [ELRLoss(count, 10), nn.CrossEntropyLoss(), ScaledLoss(ELRLoss(count, 10), 0.5)]
-    runs = train_population(task, criteria, **options(task, way=way, stop_at_chance_after=None))
+    runs = train_population(
+        task, criteria, **options(task, backend=backend, stop_at_chance_after=None)
+    )
     for run, fresh in (
         (runs[0], ELRLoss(count, 10)),
         (runs[2], ScaledLoss(ELRLoss(count, 10), 0.5)),
@@ -219,7 +221,9 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(way):
 def test_the_l1_norm_a_loss_asks_for_is_added():
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     strong = [ANLCELoss(l1=0.01), ANLCELoss(l1=0.0), ScaledLoss(ANLCELoss(l1=0.01), 2.0)]
-    runs = train_population(task, strong, **options(task, way="batch", stop_at_chance_after=None))
+    runs = train_population(
+        task, strong, **options(task, backend="batch", stop_at_chance_after=None)
+    )
     own = plain_loop(task, ANLCELoss(l1=0.01), l1=0.01)
     for mine, theirs in zip(weights(runs[0]), own.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -162,13 +162,13 @@ def test_a_loss_within_a_scale_is_told_the_progress():
 
 @pytest.mark.parametrize("make", [closed, others])
 @pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("way", ["separate", "batch"])
-def test_a_population_trains_as_each_does_alone(make, recipe, way):
+@pytest.mark.parametrize("backend", ["separate", "batch"])
+def test_a_population_trains_as_each_does_alone(make, recipe, backend):
     task = digits(**recipe)
-    runs = together(task, make(), way=way, watch_at=[4, 8])
-    apart = alone(task, make(), way=way, watch_at=[4, 8])
+    runs = together(task, make(), backend=backend, watch_at=[4, 8])
+    apart = alone(task, make(), backend=backend, watch_at=[4, 8])
     for run, own in zip(runs, apart, strict=True):
-        if way == "separate" and make is closed:
+        if backend == "separate" and make is closed:
             assert bitwise(run, own)
         assert run.curve == own.curve
         alike(run, own, 1e-5)
@@ -187,7 +187,7 @@ def test_a_population_trains_as_each_does_alone(make, recipe, way):
 def test_a_plain_loop_that_only_calls_the_loss_comes_to_the_same(criterion):
     task = digits(**SGD)
     theirs, static = copy.deepcopy(criterion), taylor()
-    run, _ = together(task, [criterion, static], way="separate")
+    run, _ = together(task, [criterion, static], backend="separate")
 
     torch.manual_seed(derive_seed(5, "init"))
     model = build_model("mlp2", num_classes=TEN, image_shape=(1, 8, 8))
@@ -201,7 +201,7 @@ def test_a_plain_loop_that_only_calls_the_loss_comes_to_the_same(criterion):
             optimizer.step()
     for mine, own in zip(weights(run), model.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, own, atol=1e-6, rtol=1e-5)
-    plain = together(task, [static], way="separate")[0]
+    plain = together(task, [static], backend="separate")[0]
     assert not same(weights(run), weights(plain))
 
 

@@ -17,7 +17,7 @@ from optuna_robustloss.training.population.fusion import Fused
 from optuna_robustloss.training.population.population import clip_gradients
 from training.tiny import CPU, Loss, digits, never_the_label, same, weights
 
-WAYS = ["separate", "batch", "channels", "vmap"]
+BACKENDS = ["separate", "batch", "channels", "vmap"]
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9}
 ADAM = {"optimizer": "adam", "lr": 0.003, "momentum": 0}
 
@@ -40,7 +40,7 @@ def together(task, criteria, **options):
         "watch": task.validation,
         "watch_at": (),
         "device": CPU,
-        "way": "batch",
+        "backend": "batch",
         "stop_at_chance_after": None,
         "models": True,
     }
@@ -79,7 +79,7 @@ def dropping_out():
 # Together is the same as apart
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -92,50 +92,53 @@ def dropping_out():
     ],
     ids=["nesterov", "cosine", "lookahead", "adam", "adamw", "lookahead of adam"],
 )
-def test_perceptrons_train_together_as_they_do_alone(way, recipe):
+def test_perceptrons_train_together_as_they_do_alone(backend, recipe):
     task = digits(**recipe)
-    runs = together(task, closed(), way=way, watch_at=[4, 8])
-    apart = alone(task, closed(), way="separate", watch_at=[4, 8])
+    runs = together(task, closed(), backend=backend, watch_at=[4, 8])
+    apart = alone(task, closed(), backend="separate", watch_at=[4, 8])
     for run, own in zip(runs, apart, strict=True):
         assert [p.step for p in run.curve] == [4, 8, 12]
         alike(run, own)
     assert accuracies(runs) == accuracies(apart)
-    if way == "separate":
+    if backend == "separate":
         assert all(map(bitwise, runs, apart))
     assert not same(weights(runs[0]), weights(runs[1]))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_convolutions_with_batch_norm_train_together_as_they_do_alone(way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_convolutions_with_batch_norm_train_together_as_they_do_alone(backend):
     task = digits("digits,jocor", train=64, epochs=1, **SGD | {"weight_decay": 1e-3})
-    runs = together(task, closed()[:2], way=way)
-    apart = alone(task, closed()[:2], way="separate")
+    runs = together(task, closed()[:2], backend=backend)
+    apart = alone(task, closed()[:2], backend="separate")
     for run, own in zip(runs, apart, strict=True):
         alike(run, own, 1e-3)
         assert run.curve[0].accuracy == pytest.approx(own.curve[0].accuracy, abs=0.01)
     assert not same(weights(runs[0]), weights(runs[1]))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_losses_without_a_closed_form_train_together_as_they_do_alone(way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_losses_without_a_closed_form_train_together_as_they_do_alone(backend):
     task = digits(**SGD)
-    runs, apart = together(task, others(), way=way), alone(task, others(), way="separate")
+    runs, apart = (
+        together(task, others(), backend=backend),
+        alone(task, others(), backend="separate"),
+    )
     for run, own in zip(runs, apart, strict=True):
         alike(run, own)
     assert accuracies(runs) == accuracies(apart)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_dropout_drops_the_same_for_every_candidate(monkeypatch, way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_drops_the_same_for_every_candidate(monkeypatch, backend):
     with_network(monkeypatch, dropping_out)
     task = digits(**SGD)
-    runs = together(task, [*closed(), taylor()], way=way)
-    for run, own in zip(runs, alone(task, closed(), way="separate"), strict=False):
+    runs = together(task, [*closed(), taylor()], backend=backend)
+    for run, own in zip(runs, alone(task, closed(), backend="separate"), strict=False):
         alike(run, own)
     assert same(weights(runs[0]), weights(runs[3]))
 
 
-@pytest.mark.parametrize("way", ["separate", "batch"])
+@pytest.mark.parametrize("backend", ["separate", "batch"])
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -144,11 +147,11 @@ def test_dropout_drops_the_same_for_every_candidate(monkeypatch, way):
     ],
     ids=["sgd", "adam"],
 )
-def test_training_is_that_of_a_plain_loop_with_autograd(monkeypatch, way, recipe):
+def test_training_is_that_of_a_plain_loop_with_autograd(monkeypatch, backend, recipe):
     """The slow reference: one network, one criterion, PyTorch's own clipping, epoch by epoch."""
     with_network(monkeypatch, dropping_out)
     task = digits(**recipe)
-    for run, criterion in zip(together(task, closed(), way=way), closed(), strict=True):
+    for run, criterion in zip(together(task, closed(), backend=backend), closed(), strict=True):
         torch.manual_seed(derive_seed(5, "init"))
         model = dropping_out()
         optimizer = build_optimizer(task.spec.recipe, model.parameters())
@@ -197,12 +200,15 @@ def test_bfloat16_trains_as_well_as_float32():
     for precision in ("float32", "bfloat16"):
         task = digits(train=800, epochs=4, precision=precision, **SGD)
         for name, criteria in {"closed": closed()[:2], "any": others()[:2]}.items():
-            for way in ("separate", "batch"):
-                runs = together(task, criteria, way=way)
-                results[precision, name, way] = [run.curve[-1].accuracy for run in runs]
+            for backend in ("separate", "batch"):
+                runs = together(task, criteria, backend=backend)
+                results[precision, name, backend] = [run.curve[-1].accuracy for run in runs]
                 assert {w.dtype for w in weights(runs[0])} == {torch.float32}
-    for (precision, name, way), values in results.items():
-        assert values == pytest.approx(results["float32", name, way], abs=0.05), (precision, way)
+    for (precision, name, backend), values in results.items():
+        assert values == pytest.approx(results["float32", name, backend], abs=0.05), (
+            precision,
+            backend,
+        )
     assert results["float32", "any", "batch"][0] > 0.8
 
 
@@ -224,7 +230,7 @@ def hostile(kind):
 @pytest.mark.parametrize("recipe", [SGD | {"lr": 0.3}, ADAM], ids=["sgd", "adam"])
 def test_a_candidate_does_not_depend_on_how_another_ends(kind, position, recipe):
     task = digits(epochs=4, lookahead_k=3, lookahead_alpha=0.5, **recipe)
-    options = {"way": "batch", "watch_at": [6, 9], "stop_at_chance_after": 0.5}
+    options = {"backend": "batch", "watch_at": [6, 9], "stop_at_chance_after": 0.5}
     usual = together(task, [*others(), Loss()], **options)
     criteria = others()
     criteria.insert(position, hostile(kind))
@@ -241,11 +247,11 @@ def test_a_candidate_does_not_depend_on_how_another_ends(kind, position, recipe)
 def test_a_candidate_does_not_depend_on_its_place_or_its_number_of_neighbours(recipe):
     task = digits(augment=True, **recipe)
     criteria = closed()
-    usual = together(task, criteria, way="batch")
-    turned = together(task, [*criteria[::-1], taylor(eta=3.0)], way="batch")
+    usual = together(task, criteria, backend="batch")
+    turned = together(task, [*criteria[::-1], taylor(eta=3.0)], backend="batch")
     for run, own in zip(usual, turned[2::-1], strict=True):
         assert bitwise(run, own)
-    for run, own in zip(usual, alone(task, criteria, way="batch"), strict=True):
+    for run, own in zip(usual, alone(task, criteria, backend="batch"), strict=True):
         assert run.curve == own.curve
         alike(run, own, 1e-6)
 
@@ -263,20 +269,20 @@ def test_a_candidate_does_not_depend_on_others_that_are_dropped_or_raise():
     runs = together(
         task,
         criteria,
-        way="batch",
+        backend="batch",
         watch_at=[4, 8],
         judge_at=[6],
         judge=lambda alive: [2],
         observe=observe,
     )
-    usual = together(task, criteria, way="batch", watch_at=[4, 6, 8])
+    usual = together(task, criteria, backend="batch", watch_at=[4, 6, 8])
     assert bitwise(runs[1], usual[1])
     assert bitwise(runs[3], usual[3])
     assert [len(run.curve) for run in runs] == [1, 4, 2, 4, 4]
     assert [run.complete for run in runs] == [False, True, False, True, False]
     assert runs[2].dropped
     assert [str(run.error) for run in runs if run.error] == ["enough", "enough"]
-    ended = together(task, criteria, way="batch", epochs=1, watch_at=[4])
+    ended = together(task, criteria, backend="batch", epochs=1, watch_at=[4])
     assert same(weights(runs[0]), weights(ended[0]))  # kept as it was when it ended
     for index, run in enumerate(runs):
         steps = [step for i, step in told if i == index]

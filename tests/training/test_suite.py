@@ -19,7 +19,7 @@ ETAS = [10.0, 6.0, 3.0, 1.0, 0.3, 0.1]
 
 @pytest.fixture(autouse=True)
 def _unmeasured(monkeypatch):
-    monkeypatch.setattr(loop, "fastest_way", lambda *_: "batch")
+    monkeypatch.setattr(loop, "fastest_backend", lambda *_: "batch")
 
 
 def tasks(*texts, **recipe):

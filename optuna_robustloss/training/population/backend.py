@@ -1,7 +1,8 @@
-"""The ways to train several networks at once, and which is fastest here.
+"""Backends that train several networks at once, and the choice of the fastest.
 
 Fusing pays for small networks and on GPUs, where one network alone leaves the device idle; large
-convolutions on a CPU gain nothing. So it is measured, once for each network, batch and machine.
+convolutions on a CPU gain nothing. So the backends are timed, once for each network, batch and
+machine.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from optuna_robustloss.training.population.vmapped import Vmapped
 
 _logger = logging.getLogger(__name__)
 
-Way = Literal["separate", "channels", "batch", "vmap"]
-#: Fused ways; where both verify, the faster is taken. ``vmap`` is tried if none does.
-_FUSED: tuple[Way, ...] = ("channels", "batch")
-#: Another way than one after another must be faster by this factor, so that noise does not decide.
+Backend = Literal["separate", "channels", "batch", "vmap"]
+#: Fused backends; where both verify, the faster is taken. ``vmap`` is tried if none does.
+_FUSED: tuple[Backend, ...] = ("channels", "batch")
+#: A fused backend must beat ``"separate"`` by this factor, which exceeds the timing noise.
 _MARGIN = 1.1
-#: Candidates of the trial; seconds that each way may take; steps at least.
+#: Networks in a timing trial; seconds per backend; minimum of steps.
 _TRIAL_SIZE, _TRIAL_SECONDS, _TRIAL_STEPS = 8, 0.3, 3
 #: Three networks in double precision, twice, with gradients: per weight.
 _BYTES_TO_VERIFY = 14 * 8
@@ -47,29 +48,29 @@ _BYTES_TO_VERIFY = 14 * 8
 _LONG_STEP = 0.1
 
 
-def build(way: Way, networks: Sequence[nn.Module]) -> Population:
-    """Stack ``networks`` in one of the ways; they are copied.
+def build(backend: Backend, networks: Sequence[nn.Module]) -> Population:
+    """Build a population of copies of ``networks``.
 
     Raises:
-        ValueError: ``way`` is unknown, or ``"separate"`` with several networks.
-        NotFusableError: the network cannot be trained in this way.
+        ValueError: ``backend`` is unknown, or ``"separate"`` with several networks.
+        NotFusableError: the backend cannot train this network.
 
     """
-    if way == "separate":
+    if backend == "separate":
         if len(networks) != 1:
             raise ValueError(f"separate networks are built one by one, got {len(networks)}")
         return Single(copy.deepcopy(networks[0]))
-    if way == "vmap":
+    if backend == "vmap":
         return Vmapped(networks)
-    if way not in get_args(Way):
-        raise ValueError(f"way must be one of {get_args(Way)}, got {way!r}")
-    return Fused(networks, layout=way)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+    return Fused(networks, layout=backend)
 
 
-def verified_ways(model: nn.Module, task: Task) -> list[Way]:
-    """Ways whose networks were found equal to separate ones, besides ``"separate"`` itself.
+def verified_backends(model: nn.Module, task: Task) -> list[Backend]:
+    """Return the backends that compute what separate networks compute, without ``"separate"``.
 
-    What was left out, and why, is logged.
+    The log names those left out and the reason.
     """
     cpu = torch.device("cpu")
     weights = sum(p.numel() for p in model.parameters())
@@ -78,16 +79,16 @@ def verified_ways(model: nn.Module, task: Task) -> list[Way]:
         return []
     images = probe_images(task, cpu)[:4]
     network = copy.deepcopy(model).cpu()
-    good: list[Way] = []
-    for way in (*_FUSED, "vmap"):
-        if way == "vmap" and good:
+    good: list[Backend] = []
+    for backend in (*_FUSED, "vmap"):
+        if backend == "vmap" and good:
             break
         try:
-            verify(partial(build, way), network, images)
+            verify(partial(build, backend), network, images)
         except NotFusableError as error:
-            _logger.info("%s cannot be fused (%s): %s", task.spec.architecture, way, error)
+            _logger.info("%s cannot be fused (%s): %s", task.spec.architecture, backend, error)
         else:
-            good.append(way)
+            good.append(backend)
     if not good:
         _logger.warning(
             "%s cannot be fused: its networks are trained one after another",
@@ -96,11 +97,11 @@ def verified_ways(model: nn.Module, task: Task) -> list[Way]:
     return good
 
 
-def fastest_way(model: nn.Module, task: Task, count: int, device: torch.device) -> Way:
-    """Return how ``count`` networks are trained fastest, by a short trial of each way.
+def fastest_backend(model: nn.Module, task: Task, count: int, device: torch.device) -> Backend:
+    """Return the backend that trains ``count`` networks fastest, from a short timing trial.
 
-    The answer is kept for the process, and in ``$XDG_CACHE_HOME/optuna-robustloss/ways.json`` for
-    the next ones; deleting that file measures anew.
+    The answer is cached for the process, and for later ones in
+    ``$XDG_CACHE_HOME/optuna-robustloss/backends.json``; delete that file to measure again.
     """
     if count == 1:
         return "separate"
@@ -113,7 +114,7 @@ def fastest_way(model: nn.Module, task: Task, count: int, device: torch.device) 
     return _known[key]
 
 
-_known: dict[str, Way] = {}
+_known: dict[str, Backend] = {}
 
 
 def _trial_size(count: int) -> int:
@@ -140,8 +141,8 @@ def _key(task: Task, count: int, device: torch.device) -> str:
     return ", ".join(parts)
 
 
-def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> Way:
-    """Try every way on made-up images, interleaved, and compare the fastest steps."""
+def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> Backend:
+    """Try every backend on made-up images, interleaved, and compare the fastest steps."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         alone = _Trial(task, build("separate", [model]), device)
@@ -149,29 +150,29 @@ def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> 
         if not cuda and alone.best > _LONG_STEP:
             return "separate"
         size = min(_trial_size(count), fitting_size(model, task, count, device))
-        trials: dict[Way, _Trial] = {"separate": alone}
-        for way in verified_ways(model, task) if size > 1 else []:
-            trial = _Trial(task, build(way, [model] * size), device)
+        trials: dict[Backend, _Trial] = {"separate": alone}
+        for backend in verified_backends(model, task) if size > 1 else []:
+            trial = _Trial(task, build(backend, [model] * size), device)
             try:
                 trial.run(1)
             except RuntimeError as error:  # of memory, or of what was not verified: autocast, CUDA
-                _logger.warning("%s is left out (%s): %s", task.spec.architecture, way, error)
+                _logger.warning("%s is left out (%s): %s", task.spec.architecture, backend, error)
             else:
-                trials[way] = trial
+                trials[backend] = trial
         start, rounds = perf_counter(), 0
         while rounds < _TRIAL_STEPS or perf_counter() - start < _TRIAL_SECONDS * len(trials):
             for trial in trials.values():
                 trial.run(1)
             rounds += 1
-    seconds = {way: trial.best / trial.size for way, trial in trials.items()}
-    fastest = min(seconds, key=lambda way: seconds[way])
+    seconds = {backend: trial.best / trial.size for backend, trial in trials.items()}
+    fastest = min(seconds, key=lambda backend: seconds[backend])
     if seconds[fastest] * _MARGIN > seconds["separate"]:
         fastest = "separate"
     _logger.info(
         "%s: %s; ms per step and network: %s",
         task.spec.architecture,
         fastest,
-        ", ".join(f"{way} {1000 * s:.2f}" for way, s in seconds.items()),
+        ", ".join(f"{backend} {1000 * s:.2f}" for backend, s in seconds.items()),
     )
     return fastest
 
@@ -210,24 +211,24 @@ class _Trial:
 
 def _cache_file() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "optuna-robustloss" / "ways.json"
+    return Path(base) / "optuna-robustloss" / "backends.json"
 
 
-def _read_cache() -> dict[str, Way]:
+def _read_cache() -> dict[str, Backend]:
     try:
         stored = json.loads(_cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # none yet, damaged, no home: measured again
         return {}
     known = stored.items() if isinstance(stored, dict) else ()
-    return {key: way for key, way in known if way in get_args(Way)}
+    return {key: backend for key, backend in known if backend in get_args(Backend)}
 
 
-def _write_cache(ways: dict[str, Way]) -> None:
+def _write_cache(backends: dict[str, Backend]) -> None:
     """Add to the file, whole or not at all; a read-only home is no reason to stop."""
     with suppress(OSError, RuntimeError):
         path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        merged = json.dumps(_read_cache() | ways, indent=1, sort_keys=True)
+        merged = json.dumps(_read_cache() | backends, indent=1, sort_keys=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(merged)

@@ -1,4 +1,4 @@
-"""Matrix products of K candidates at once."""
+"""Linear layers of K candidates at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.autograd.function import once_differentiable
 _MKLDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-def products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x (K or 1, M, F)`` times ``weight (K, O, F)`` plus ``bias (K, O)``: ``(K, M, O)``."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     lowered = torch.is_autocast_enabled(x.device.type)
     if _MKLDNN and x.numel() and not lowered and all(map(_is_single_on_cpu, tensors)):
-        y: Tensor = _Products.apply(x, weight, bias)
+        y: Tensor = _BatchedLinear.apply(x, weight, bias)
         return y
     x = x.expand(weight.shape[0], -1, -1)
     if bias is None:
@@ -30,8 +30,8 @@ def _is_single_on_cpu(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.device.type == "cpu"
 
 
-class _Products(torch.autograd.Function):
-    """`products` by oneDNN: one wide product of what is shared, else candidate by candidate."""
+class _BatchedLinear(torch.autograd.Function):
+    """Compute ``batched_linear`` by oneDNN: one wide product of shared inputs, else K products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Layers that hold K candidates each, for networks that are fused layer by layer.
 
-A leaf *is* the plain layer (its class is swapped for a subclass here), so that code which reads
-``conv.stride`` or ``fc.in_features`` goes on working; its parameters and buffers carry the
-candidate first. Activations lie in one of two layouts, candidate-major in both:
+A fused layer *is* the plain layer (its class is swapped for a subclass here), so that code that
+reads ``conv.stride`` or ``fc.in_features`` still works; its parameters and buffers have the
+candidate as first dimension. Activations lie in one of two layouts, candidate-major in both:
 
 - ``"channels"``: ``(N, K·C, H, W)``, features last: ``(..., K·F)``;
 - ``"batch"``: ``(K·N, C, H, W)``, ``(K·N, ..., F)``.
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import StochasticDepth
 
-from optuna_robustloss.training.population.batched_linear import products
+from optuna_robustloss.training.population.batched_linear import batched_linear
 
 Layout = Literal["channels", "batch"]
 
 
 @dataclass
-class Frame:
-    """What all leaves of a fused network know in common, set anew by every forward pass."""
+class FusionContext:
+    """State that the layers of a fused network share, set by every forward pass."""
 
     layout: Layout
     size: int = 1
@@ -89,27 +89,27 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-class _Leaf(nn.Module):
-    """A layer that knows the frame; ``_frame`` is set when the class is swapped."""
+class _FusedLayer(nn.Module):
+    """A layer with a fusion context; ``_context`` is set when the class is swapped."""
 
-    _frame: Frame
+    _context: FusionContext
 
 
-class _Linear(_Leaf, nn.Linear):
+class _Linear(_FusedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._frame.stacked(input, self.weight.shape[2])
-        y = products(x.flatten(1, -2), self.weight, self.bias)
-        return self._frame.unstacked(torch.unflatten(y, 1, x.shape[1:-1]))
+        x = self._context.stacked(input, self.weight.shape[2])
+        y = batched_linear(x.flatten(1, -2), self.weight, self.bias)
+        return self._context.unstacked(torch.unflatten(y, 1, x.shape[1:-1]))
 
 
 class _TimmLinear(_Linear, TimmLinear):  # type: ignore[misc]
     pass
 
 
-class _Conv2d(_Leaf, nn.Conv2d):
+class _Conv2d(_FusedLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         candidates = self.weight.shape[0]
-        x = self._frame.channels(self._padded(input), self.in_channels, repeat=False)
+        x = self._context.channels(self._padded(input), self.in_channels, repeat=False)
         is_shared = x.shape[1] == self.in_channels
         if is_shared and self.groups > 1:  # the groups of an image are not those of a candidate
             x, is_shared = x.repeat(1, candidates, 1, 1), False
@@ -122,7 +122,7 @@ class _Conv2d(_Leaf, nn.Conv2d):
             self.dilation,
             self.groups if is_shared else self.groups * candidates,
         )
-        return self._frame.back(y)
+        return self._context.back(y)
 
     @property
     def _padding(self) -> Any:
@@ -145,9 +145,9 @@ class _Conv2dSame(_Conv2d, Conv2dSame):  # type: ignore[misc]
         return 0
 
 
-class _Normalisation(_Leaf, nn.modules.batchnorm._BatchNorm):
+class _Normalisation(_FusedLayer, nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._frame.channels(input, self.num_features)
+        x = self._context.channels(input, self.num_features)
         update = self.training and self.track_running_stats
         factor = self.momentum or 0.0
         if update and self.num_batches_tracked is not None:
@@ -165,7 +165,7 @@ class _Normalisation(_Leaf, nn.modules.batchnorm._BatchNorm):
             factor,
             self.eps,
         )
-        return self._frame.back(y)
+        return self._context.back(y)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
@@ -186,11 +186,11 @@ class _BatchNormAct2d(_Normalisation, BatchNormAct2d):  # type: ignore[misc]
         return y
 
 
-class _GroupNorm(_Leaf, nn.GroupNorm):
+class _GroupNorm(_FusedLayer, nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._frame.channels(input, self.num_channels)
-        groups = self.num_groups * self._frame.size
-        return self._frame.back(
+        x = self._context.channels(input, self.num_channels)
+        groups = self.num_groups * self._context.size
+        return self._context.back(
             F.group_norm(x, groups, _flat(self.weight), _flat(self.bias), self.eps)
         )
 
@@ -199,14 +199,14 @@ class _TimmGroupNorm(_GroupNorm, TimmGroupNorm):  # type: ignore[misc]
     pass
 
 
-class _LayerNorm(_Leaf, nn.LayerNorm):
+class _LayerNorm(_FusedLayer, nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
-        frame, shape = self._frame, self.normalized_shape
-        frame.mixed = True
-        if frame.layout == "channels":  # (..., K, *shape)
+        context, shape = self._context, self.normalized_shape
+        context.mixed = True
+        if context.layout == "channels":  # (..., K, *shape)
             x = torch.unflatten(input, -len(shape), (-1, shape[0]))
             return self._scaled(x, x.ndim - len(shape) - 1).flatten(-len(shape) - 1, -len(shape))
-        x = frame.stacked(input, shape[-1])  # (K, N, ..., *shape)
+        x = context.stacked(input, shape[-1])  # (K, N, ..., *shape)
         return self._scaled(x, 0).flatten(0, 1)
 
     def _scaled(self, x: Tensor, at: int) -> Tensor:
@@ -214,7 +214,7 @@ class _LayerNorm(_Leaf, nn.LayerNorm):
         shape = self.normalized_shape
         y = F.layer_norm(x, shape, eps=self.eps)
         if self.weight is None:
-            return y.expand(*y.shape[:at], self._frame.size, *y.shape[at + 1 :])
+            return y.expand(*y.shape[:at], self._context.size, *y.shape[at + 1 :])
         between = (1,) * (x.ndim - at - 1 - len(shape))
         scaled = y * self.weight.view(-1, *between, *shape)
         if self.bias is not None:
@@ -235,19 +235,19 @@ class _TimmLayerNorm2d(_LayerNorm2d, TimmLayerNorm2d):  # type: ignore[misc]
     pass
 
 
-class _Noise(_Leaf):
+class _Noise(_FusedLayer):
     """Multiplies by the noise that one plain network would draw, the same for all candidates."""
 
     _one_draw_per_row = False
 
     def forward(self, input: Tensor) -> Tensor:
-        frame = self._frame
+        context = self._context
         if not self.training or not vars(self).get("p", vars(self).get("drop_prob")):
             return input
-        if not frame.mixed:
+        if not context.mixed:
             return self._plain(input)
-        dim = 0 if frame.layout == "batch" else 1
-        x = torch.unflatten(input, dim, (frame.size, -1))
+        dim = 0 if context.layout == "batch" else 1
+        x = torch.unflatten(input, dim, (context.size, -1))
         like = x.select(dim, 0)
         if self._one_draw_per_row:
             like = like[(slice(None), *(slice(1),) * (like.ndim - 1))]
@@ -276,7 +276,7 @@ class _StochasticDepth(_Noise, StochasticDepth):  # type: ignore[misc]
 
 
 #: By the exact type of the plain layer: a subclass may compute something else.
-LEAVES: dict[type[nn.Module], type[nn.Module]] = {
+FUSED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     TimmLinear: _TimmLinear,
     nn.Conv2d: _Conv2d,

@@ -1,6 +1,6 @@
 """A population whose layers are fused, and the proof that it computes what its networks do.
 
-Any network made of layers in ``leaves.LEAVES`` and of operations on its activations fuses without
+Any network made of layers in ``fused_layers.FUSED_LAYERS`` and of operations on its activations fuses without
 a rewrite of its code; `verify` says whether a given one really does.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optuna_robustloss.training.population.fused_layers import LEAVES, Frame, Layout
+from optuna_robustloss.training.population.fused_layers import FUSED_LAYERS, FusionContext, Layout
 from optuna_robustloss.training.population.population import Population
 
 
@@ -47,13 +47,13 @@ class Fused(Population):
         check_alike(networks)
         # In a tuple, so that it is none of this module's children.
         self._template = (copy.deepcopy(networks[0]),)
-        self._frame = Frame(layout)
+        self._context = FusionContext(layout)
         self._channels_last = any(
             p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
             for p in networks[0].parameters()
             if not p.is_contiguous()
         )
-        self.model = _fused(networks, self._frame)
+        self.model = _fused(networks, self._context)
         if next(self.model.parameters(), None) is None:
             raise NotFusableError(f"{type(networks[0]).__name__} has no parameters")
 
@@ -61,14 +61,14 @@ class Fused(Population):
         """Return the logits ``(K, N, C)`` of every candidate for ``images (N, ch, H, W)``."""
         if self._channels_last:  # the layers go on with the format of the images
             images = images.to(memory_format=torch.channels_last)
-        frame = self._frame
-        frame.size, frame.rows, frame.mixed = self.size, images.shape[0], False
-        if frame.layout == "batch":
+        context = self._context
+        context.size, context.rows, context.mixed = self.size, images.shape[0], False
+        if context.layout == "batch":
             logits: Tensor = self.model(images)
-            return torch.unflatten(logits, 0, (frame.size, -1))
-        with _CandidatewiseCat(frame):
+            return torch.unflatten(logits, 0, (context.size, -1))
+        with _CandidatewiseCat(context):
             logits = self.model(images)
-        return torch.unflatten(logits, 1, (frame.size, -1)).transpose(0, 1)
+        return torch.unflatten(logits, 1, (context.size, -1)).transpose(0, 1)
 
     def network(self, index: int) -> nn.Module:
         """Return a plain network with a copy of candidate ``index``'s weights and buffers."""
@@ -102,18 +102,18 @@ def plain_copy(template: nn.Module, stacked: nn.Module, index: int, *, training:
     return network
 
 
-def _fused(networks: Sequence[nn.Module], frame: Frame) -> nn.Module:
-    """Copy the first network, with every known layer a leaf that holds all candidates."""
+def _fused(networks: Sequence[nn.Module], context: FusionContext) -> nn.Module:
+    """Copy the first network, with every known layer holding all candidates."""
     fused = copy.deepcopy(networks[0])
     modules = [dict(network.named_modules()) for network in networks]
     stacked: dict[int, Tensor] = {}  # tied tensors stay tied
     for path, module in fused.named_modules():
         plain = [of_network[path] for of_network in modules]
-        leaf = LEAVES.get(type(module))
+        fused_class = FUSED_LAYERS.get(type(module))
         own = [*module._parameters.values(), *module._buffers.values()]
-        if leaf is None and any(tensor is not None for tensor in own):
+        if fused_class is None and any(tensor is not None for tensor in own):
             raise NotFusableError(_unknown(path, module))
-        if leaf is None:
+        if fused_class is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotFusableError(f"{_named(path, module)} has hooks, which no fused layer runs")
@@ -126,8 +126,8 @@ def _fused(networks: Sequence[nn.Module], frame: Frame) -> nn.Module:
             if id(buffer) not in stacked:
                 stacked[id(buffer)] = torch.stack([other.get_buffer(name) for other in plain])
             module._buffers[name] = stacked[id(buffer)]
-        module.__class__ = leaf
-        module._frame = frame
+        module.__class__ = fused_class
+        module._context = context
     return fused
 
 
@@ -138,7 +138,7 @@ def _named(path: str, module: nn.Module) -> str:
 
 def _unknown(path: str, module: nn.Module) -> str:
     own = [*module._parameters, *module._buffers]
-    known = ", ".join(sorted({layer.__name__ for layer in LEAVES}))
+    known = ", ".join(sorted({layer.__name__ for layer in FUSED_LAYERS}))
     return (
         f"{_named(path, module)} has {', '.join(own)} of its own and is no layer that can be "
         f"fused: {known}"
@@ -148,18 +148,18 @@ def _unknown(path: str, module: nn.Module) -> str:
 class _CandidatewiseCat(TorchFunctionMode):
     """Concatenates channels candidate by candidate: ``(N, K·C1, ...)`` with ``(N, K·C2, ...)``."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, context: FusionContext) -> None:
         super().__init__()
-        self.frame = frame
+        self.context = context
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.cat, torch.concat, torch.concatenate) and self.frame.mixed:
+        if func in (torch.cat, torch.concat, torch.concatenate) and self.context.mixed:
             tensors, dim = _cat_arguments(*args, **kwargs)
             if tensors[0].ndim > 1 and dim % tensors[0].ndim == 1:
-                parts = [torch.unflatten(tensor, 1, (self.frame.size, -1)) for tensor in tensors]
+                parts = [torch.unflatten(tensor, 1, (self.context.size, -1)) for tensor in tensors]
                 return func(parts, 2).flatten(1, 2)
         return func(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Which way of training is built, verified, timed, and remembered."""
+"""Which backend of training is built, verified, timed, and remembered."""
 
 import copy
 import json
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from optuna_robustloss.tasks.models import build_model
-from optuna_robustloss.training.population import backend as ways
-from optuna_robustloss.training.population.backend import build, fastest_way, verified_ways
+from optuna_robustloss.training.population import backend as backends
+from optuna_robustloss.training.population.backend import build, fastest_backend, verified_backends
 from optuna_robustloss.training.population.fusion import Fused, NotFusableError
 from optuna_robustloss.training.population.population import Single
 from optuna_robustloss.training.population.vmapped import Vmapped
@@ -21,16 +21,16 @@ from training.tiny import CPU, digits, same
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """An empty cache, in memory and on disk."""
-    monkeypatch.setattr(ways, "_known", {})
+    monkeypatch.setattr(backends, "_known", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "optuna-robustloss" / "ways.json"
+    return tmp_path / "optuna-robustloss" / "backends.json"
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """What was measured; the answer is always vmap."""
     counts = []
-    monkeypatch.setattr(ways, "_measure", lambda m, t, count, d: counts.append(count) or "vmap")
+    monkeypatch.setattr(backends, "_measure", lambda m, t, count, d: counts.append(count) or "vmap")
     return counts
 
 
@@ -64,8 +64,8 @@ class Branching(Own):
 def test_each_way_builds_its_population_from_copies():
     networks = [network(), network(), network()]
     before = [[w.clone() for w in n.state_dict().values()] for n in networks]
-    for way, kind in (("batch", Fused), ("channels", Fused), ("vmap", Vmapped)):
-        population = build(way, networks)
+    for backend, kind in (("batch", Fused), ("channels", Fused), ("vmap", Vmapped)):
+        population = build(backend, networks)
         assert type(population) is kind
         assert population.size == 3
         for parameter in population.parameters():
@@ -79,7 +79,7 @@ def test_each_way_builds_its_population_from_copies():
 def test_what_cannot_be_built_is_an_error():
     with pytest.raises(ValueError, match="built one by one, got 2"):
         build("separate", [network()] * 2)
-    with pytest.raises(ValueError, match=r"way must be one of .*'vmap'.*got 'fused'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'vmap'.*got 'fused'"):
         build("fused", [network()] * 2)
     with pytest.raises(NotFusableError, match="scale"):
         build("batch", [Own()] * 2)
@@ -117,11 +117,11 @@ def test_ways_that_compute_what_the_networks_do_are_found(model, expected, caplo
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    with caplog.at_level(logging.INFO, ways.__name__):
-        assert verified_ways(model, digits()) == expected
+    with caplog.at_level(logging.INFO, backends.__name__):
+        assert verified_backends(model, digits()) == expected
     assert torch.equal(torch.get_rng_state(), state)
     assert same(before.values(), model.state_dict().values())
-    said = [record for record in caplog.records if record.name == ways.__name__]
+    said = [record for record in caplog.records if record.name == backends.__name__]
     assert len(said) == {2: 0, 1: 2, 0: 4}[len(expected)]
     if "channels" not in expected:
         assert "digits/mlp2" in caplog.text or "mlp2 cannot be fused (channels)" in caplog.text
@@ -132,8 +132,8 @@ def test_ways_that_compute_what_the_networks_do_are_found(model, expected, caplo
 
 
 def test_a_network_too_large_to_be_verified_is_not(monkeypatch, caplog):
-    monkeypatch.setattr(ways, "free_bytes", lambda device: 1000)
-    assert verified_ways(network(), digits()) == []
+    monkeypatch.setattr(backends, "free_bytes", lambda device: 1000)
+    assert verified_backends(network(), digits()) == []
     assert "too large to be verified" in caplog.text
 
 
@@ -141,22 +141,22 @@ def test_a_network_too_large_to_be_verified_is_not(monkeypatch, caplog):
 
 
 def slow(monkeypatch, seconds, tried):
-    """Steps take ``seconds`` by way, whatever they do."""
-    build_ = ways.build
+    """Steps take ``seconds`` by backend, whatever they do."""
+    build_ = backends.build
 
-    class Clocked(ways._Trial):
+    class Clocked(backends._Trial):
         def run(self, steps):
             super().run(steps)
-            way = tried[-1] if not hasattr(self, "way") else self.way
-            self.way, self.best = way, seconds[way] * self.size
+            backend = tried[-1] if not hasattr(self, "backend") else self.backend
+            self.backend, self.best = backend, seconds[backend] * self.size
 
-    def noted(way, networks):
-        tried.append(way)
-        return build_(way, networks)
+    def noted(backend, networks):
+        tried.append(backend)
+        return build_(backend, networks)
 
-    monkeypatch.setattr(ways, "build", noted)
-    monkeypatch.setattr(ways, "_Trial", Clocked)
-    monkeypatch.setattr(ways, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(backends, "build", noted)
+    monkeypatch.setattr(backends, "_Trial", Clocked)
+    monkeypatch.setattr(backends, "_TRIAL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def slow(monkeypatch, seconds, tried):
 )
 @pytest.mark.usefixtures("cache")
 def test_the_fastest_is_taken_if_it_is_faster_by_a_margin(monkeypatch, seconds, expected):
-    monkeypatch.setattr(ways, "verify", lambda *_: None)
+    monkeypatch.setattr(backends, "verify", lambda *_: None)
     slow(monkeypatch, seconds, [])
-    assert fastest_way(network(), digits(), 3, CPU) == expected
+    assert fastest_backend(network(), digits(), 3, CPU) == expected
 
 
 @pytest.mark.usefixtures("cache")
@@ -183,9 +183,9 @@ def test_a_way_that_is_not_verified_is_not_measured(monkeypatch):
             raise NotFusableError("wrong")
 
     tried = []
-    monkeypatch.setattr(ways, "verify", verify)
+    monkeypatch.setattr(backends, "verify", verify)
     slow(monkeypatch, {"separate": 0.003, "channels": 0.002, "batch": 0.001}, tried)
-    assert fastest_way(network(), digits(), 3, CPU) == "channels"
+    assert fastest_backend(network(), digits(), 3, CPU) == "channels"
     assert tried == ["separate", "channels"]
 
 
@@ -193,14 +193,14 @@ def test_a_way_that_is_not_verified_is_not_measured(monkeypatch):
 def test_a_way_that_fails_in_its_trial_is_left_out(monkeypatch, caplog):
     """More memory than there is, or what a network does under autocast only."""
 
-    class Failing(ways._Trial):
+    class Failing(backends._Trial):
         def run(self, steps):
             if self.size > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             super().run(steps)
 
-    monkeypatch.setattr(ways, "_Trial", Failing)
-    assert fastest_way(network(), digits(), 3, CPU) == "separate"
+    monkeypatch.setattr(backends, "_Trial", Failing)
+    assert fastest_backend(network(), digits(), 3, CPU) == "separate"
     assert "CUDA out of memory" in caplog.text
 
 
@@ -208,32 +208,34 @@ def test_a_way_that_fails_in_its_trial_is_left_out(monkeypatch, caplog):
 def test_long_steps_and_lonely_networks_are_trained_separately(monkeypatch):
     tried = []
     slow(monkeypatch, {"separate": 1.0, "channels": 0.002, "batch": 0.001}, tried)
-    assert fastest_way(network(), digits(), 3, CPU) == "separate"
-    monkeypatch.setattr(ways, "fitting_size", lambda *_: 1)
-    assert fastest_way(network(), digits(batch_size=8), 3, CPU) == "separate"
+    assert fastest_backend(network(), digits(), 3, CPU) == "separate"
+    monkeypatch.setattr(backends, "fitting_size", lambda *_: 1)
+    assert fastest_backend(network(), digits(batch_size=8), 3, CPU) == "separate"
     assert tried == ["separate"] * 2
 
 
 @pytest.mark.parametrize("make", [network, lambda: network("jocor"), Own, Branching])
 @pytest.mark.usefixtures("cache")
 def test_choosing_changes_neither_random_numbers_nor_the_network(monkeypatch, make):
-    monkeypatch.setattr(ways, "_TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(backends, "_TRIAL_SECONDS", 0.01)
     model = make()
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    way = fastest_way(model, digits(optimizer="adam", momentum=0, precision="bfloat16"), 3, CPU)
+    backend = fastest_backend(
+        model, digits(optimizer="adam", momentum=0, precision="bfloat16"), 3, CPU
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert same(before.values(), model.state_dict().values())
     assert all(p.grad is None for p in model.parameters())
-    assert way in ("separate", "channels", "batch", "vmap")
+    assert backend in ("separate", "channels", "batch", "vmap")
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_network_that_no_population_takes_is_trained_all_the_same(monkeypatch):
     with_network(monkeypatch, Branching)
-    runs = together(digits(**ADAM), closed(), way=None)
-    own = together(digits(**ADAM), closed(), way="separate")
+    runs = together(digits(**ADAM), closed(), backend=None)
+    own = together(digits(**ADAM), closed(), backend="separate")
     assert [run.curve for run in runs] == [run.curve for run in own]
 
 
@@ -241,7 +243,7 @@ def test_a_network_that_no_population_takes_is_trained_all_the_same(monkeypatch)
 
 
 def test_one_network_needs_no_measurement(cache, measured):
-    assert fastest_way(network(), digits(), 1, CPU) == "separate"
+    assert fastest_backend(network(), digits(), 1, CPU) == "separate"
     assert measured == []
     assert not cache.exists()
 
@@ -251,22 +253,22 @@ def test_each_network_batch_and_optimiser_is_measured_once(cache, measured):
     tasks.append(digits(precision="bfloat16"))
     for _ in range(2):
         for task in tasks:
-            assert fastest_way(network(), task, 3, CPU) == "vmap"
+            assert fastest_backend(network(), task, 3, CPU) == "vmap"
     assert len(measured) == 5
     for count in (4, 12, 8, 100):  # no more than eight are tried
-        fastest_way(network(), tasks[0], count, CPU)
+        fastest_backend(network(), tasks[0], count, CPU)
     assert measured[5:] == [4, 12]
     assert len(json.loads(cache.read_text())) == 7
 
 
 def test_the_next_process_reads_what_was_measured(cache, measured, monkeypatch):
-    fastest_way(network(), digits(), 3, CPU)
-    monkeypatch.setattr(ways, "_known", {})
-    assert fastest_way(network(), digits(), 3, CPU) == "vmap"
+    fastest_backend(network(), digits(), 3, CPU)
+    monkeypatch.setattr(backends, "_known", {})
+    assert fastest_backend(network(), digits(), 3, CPU) == "vmap"
     assert measured == [3]
     cache.unlink()
-    monkeypatch.setattr(ways, "_known", {})
-    fastest_way(network(), digits(), 3, CPU)
+    monkeypatch.setattr(backends, "_known", {})
+    fastest_backend(network(), digits(), 3, CPU)
     assert measured == [3, 3]
 
 
@@ -274,20 +276,20 @@ def test_the_next_process_reads_what_was_measured(cache, measured, monkeypatch):
 def test_a_damaged_cache_is_measured_anew_and_mended(cache, measured, content):
     cache.parent.mkdir()
     cache.write_bytes(content)
-    assert fastest_way(network(), digits(), 3, CPU) == "vmap"
+    assert fastest_backend(network(), digits(), 3, CPU) == "vmap"
     assert list(json.loads(cache.read_text()).values()) == ["vmap"]
 
 
 def test_what_others_have_noted_stays(cache, measured):
     cache.parent.mkdir()
     cache.write_text('{"another network": "batch"}')
-    fastest_way(network(), digits(), 3, CPU)
+    fastest_backend(network(), digits(), 3, CPU)
     assert sorted(json.loads(cache.read_text()).values()) == ["batch", "vmap"]
-    assert [path.name for path in cache.parent.iterdir()] == ["ways.json"]
+    assert [path.name for path in cache.parent.iterdir()] == ["backends.json"]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(cache, measured):
     cache.parent.write_text("a file where the folder should be")
     for _ in range(2):
-        assert fastest_way(network(), digits(), 3, CPU) == "vmap"
+        assert fastest_backend(network(), digits(), 3, CPU) == "vmap"
     assert measured == [3]

@@ -121,7 +121,7 @@ def usual_and(monkeypatch, *args, **options):
 def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
     with_network(monkeypatch, make)
     task = digits(augment=True, **recipe)  # batches of 32, 32, 32 and 4 images
-    usual, runs = usual_and(monkeypatch, task, closed(), way="batch", watch_at=[2, 7])
+    usual, runs = usual_and(monkeypatch, task, closed(), backend="batch", watch_at=[2, 7])
     assert all(map(bitwise, runs, usual))
     assert [graph.replays for graph in faked.graphs] == [9]
     assert faked.sizes == [32]
@@ -129,7 +129,7 @@ def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
 
 def test_a_graph_ends_with_its_candidates(faked, monkeypatch):
     with_network(monkeypatch, normalised)
-    options = {"way": "batch", "judge": lambda alive: [alive[0]], "judge_at": [2, 6]}
+    options = {"backend": "batch", "judge": lambda alive: [alive[0]], "judge_at": [2, 6]}
     usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), **options)
     assert all(map(bitwise, runs, usual))
     assert [graph.replays for graph in faked.graphs] == [2, 3, 4]
@@ -137,7 +137,7 @@ def test_a_graph_ends_with_its_candidates(faked, monkeypatch):
 
 def test_a_recording_of_a_short_batch_gives_way_to_one_of_a_full(faked, monkeypatch):
     """A candidate that leaves before the last batch of an epoch must not cost all graphs."""
-    options = {"way": "batch", "judge": lambda alive: [0], "judge_at": [3]}
+    options = {"backend": "batch", "judge": lambda alive: [0], "judge_at": [3]}
     usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), **options)
     assert all(map(bitwise, runs, usual))
     assert faked.sizes == [32, 4, 32]
@@ -147,10 +147,10 @@ def test_a_recording_of_a_short_batch_gives_way_to_one_of_a_full(faked, monkeypa
 def test_groups_joined_are_recorded_anew(faked, monkeypatch):
     with_network(monkeypatch, normalised)
     criteria = [*closed(), taylor(eta=3.0)]
-    usual = together(digits(**SGD), criteria, way="batch")
+    usual = together(digits(**SGD), criteria, backend="batch")
     faked.graphs.clear()
     monkeypatch.setattr(loop, "fitting_size", lambda *_: 2)  # 0 2 and 1 3, then 0 3
-    options = {"way": "batch", "judge": lambda alive: [1, 2], "judge_at": [5]}
+    options = {"backend": "batch", "judge": lambda alive: [1, 2], "judge_at": [5]}
     runs = together(digits(**SGD), criteria, **options)
     assert [graph.replays for graph in faked.graphs] == [4, 4, 5]
     for index in (0, 3):
@@ -161,7 +161,7 @@ def test_a_network_that_cannot_be_recorded_runs_kernel_by_kernel(faked, monkeypa
     with_network(monkeypatch, normalised)
     faked.failing = True
     with caplog.at_level(logging.WARNING):
-        usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), way="batch")
+        usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), backend="batch")
     assert all(map(bitwise, runs, usual))
     assert len(faked.graphs) == 1  # one try is enough
     assert faked.graphs[0].replays == 0
@@ -211,12 +211,12 @@ CUDA = {"device": torch.device("cuda")}
 
 
 @on_cuda
-@pytest.mark.parametrize("way", ["separate", "batch", "channels", "vmap"])
+@pytest.mark.parametrize("backend", ["separate", "batch", "channels", "vmap"])
 @pytest.mark.parametrize("network", ["mlp2", "jocor"])
-def test_on_cuda_a_population_trains_as_on_the_cpu(way, network):
+def test_on_cuda_a_population_trains_as_on_the_cpu(backend, network):
     task = digits(f"digits,{network}", train=64, epochs=1, **SGD)
-    runs = together(task, closed(), way=way, **CUDA)
-    for run, own in zip(runs, together(task, closed(), way=way), strict=True):
+    runs = together(task, closed(), backend=backend, **CUDA)
+    for run, own in zip(runs, together(task, closed(), backend=backend), strict=True):
         alike(run.model.cpu() and run, own, 1e-2)
         assert run.curve[-1].accuracy == pytest.approx(own.curve[-1].accuracy, abs=0.03)
 
@@ -225,7 +225,7 @@ def test_on_cuda_a_population_trains_as_on_the_cpu(way, network):
 @pytest.mark.parametrize("make", [normalised, dropping_out])
 def test_on_cuda_graphs_give_what_plain_passes_give(monkeypatch, make):
     with_network(monkeypatch, make)
-    options = {"way": "batch", "judge": lambda alive: [0], "judge_at": [3], **CUDA}
+    options = {"backend": "batch", "judge": lambda alive: [0], "judge_at": [3], **CUDA}
     runs = together(digits(**SGD), closed(), **options)
     monkeypatch.setattr(Recorder, "__call__", lambda self, *batch: self._run(*batch))
     for run, own in zip(runs, together(digits(**SGD), closed(), **options), strict=True):
@@ -245,7 +245,7 @@ def test_on_cuda_global_random_numbers_stay(monkeypatch):
 def test_on_cuda_groups_wait_in_main_memory_and_are_joined(monkeypatch):
 
     task = digits("digits,jocor", train=64, epochs=1, **SGD)
-    options = {"way": "channels", "judge": lambda alive: [0, 2], "judge_at": [1], **CUDA}
+    options = {"backend": "channels", "judge": lambda alive: [0, 2], "judge_at": [1], **CUDA}
     usual = together(task, [*closed(), taylor(eta=3.0)], **options)
     monkeypatch.setattr(loop, "fitting_size", lambda *_: 2)
     for run, own in zip(

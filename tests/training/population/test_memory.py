@@ -128,15 +128,19 @@ def sizes(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("way", ["batch", "vmap"])
-def test_groups_give_what_all_together_give(monkeypatch, way):
+@pytest.mark.parametrize("backend", ["batch", "vmap"])
+def test_groups_give_what_all_together_give(monkeypatch, backend):
     task = digits(augment=True, **ADAM)
     told = []
-    usual = together(task, five(), way=way, watch_at=[4, 7])
+    usual = together(task, five(), backend=backend, watch_at=[4, 7])
     seen = sizes(monkeypatch)
     limited(monkeypatch, 2)
     runs = together(
-        task, five(), way=way, watch_at=[4, 7], observe=lambda i, p: told.append((i, p.step))
+        task,
+        five(),
+        backend=backend,
+        watch_at=[4, 7],
+        observe=lambda i, p: told.append((i, p.step)),
     )
     assert sorted(seen) == [1] * 12 + [2] * 24
     assert sorted(told) == [(i, step) for i in range(5) for step in (4, 7, 12)]
@@ -146,7 +150,7 @@ def test_groups_give_what_all_together_give(monkeypatch, way):
 
 
 @pytest.mark.parametrize(
-    ("network", "way", "recipe"),
+    ("network", "backend", "recipe"),
     [
         ("mlp2", "batch", ADAM),
         ("mlp2", "vmap", SGD | {"lookahead_k": 5, "lookahead_alpha": 0.5}),
@@ -155,7 +159,7 @@ def test_groups_give_what_all_together_give(monkeypatch, way):
     ],
 )
 def test_groups_are_joined_when_they_fit_and_take_all_their_state_along(
-    monkeypatch, network, way, recipe
+    monkeypatch, network, backend, recipe
 ):
     """Momentum, slow weights, statistics and losses: else the weights would differ."""
     task = digits(f"digits,{network}", train=48, batch_size=16, schedule="cosine", **recipe)
@@ -165,7 +169,7 @@ def test_groups_are_joined_when_they_fit_and_take_all_their_state_along(
         asked.append(alive)
         return [0, 4] if len(asked) == 1 else [3]
 
-    options = {"way": way, "judge": judge, "judge_at": [4, 7], "watch_at": [3]}
+    options = {"backend": backend, "judge": judge, "judge_at": [4, 7], "watch_at": [3]}
     usual = together(task, five(), **options)
     asked.clear()
     seen = sizes(monkeypatch)
@@ -182,10 +186,10 @@ def test_groups_are_joined_when_they_fit_and_take_all_their_state_along(
 def test_groups_of_any_losses_are_joined(monkeypatch):
     task = digits(epochs=4, **ADAM)
     criteria = [nn.CrossEntropyLoss(), hostile("nan"), taylor(), taylor(eta=3.0)]
-    usual = together(task, criteria, way="batch")
+    usual = together(task, criteria, backend="batch")
     seen = sizes(monkeypatch)
     limited(monkeypatch, 3)
-    runs = together(task, criteria, way="batch", judge=lambda alive: [], judge_at=[8])
+    runs = together(task, criteria, backend="batch", judge=lambda alive: [], judge_at=[8])
     assert runs[1].diverged
     assert seen[-8:] == [3] * 8
     for run, own in zip(runs, usual, strict=True):
@@ -200,7 +204,7 @@ def test_groups_wait_elsewhere_from_the_moment_they_are_built(monkeypatch):
     monkeypatch.setattr(loop, "build", lambda *a: events.append("built") or build(*a))
     monkeypatch.setattr(Group, "park", lambda self: events.append("parked") or park(self))
     limited(monkeypatch, 2)
-    together(digits(**ADAM), five(), way="batch")
+    together(digits(**ADAM), five(), backend="batch")
     assert events[:6] == ["built", "parked"] * 3
 
 
@@ -214,10 +218,10 @@ class Full:
         self.raised, self.alive = 0, []
         build = loop.build
 
-        def built(way, networks):
+        def built(backend, networks):
             gc.disable()
             self.alive.append(sum(reference() is not None for reference in populations))
-            population = build(way, networks)
+            population = build(backend, networks)
             populations.append(weakref.ref(population))
             population.register_forward_pre_hook(check)
             return population
@@ -248,7 +252,7 @@ def collecting():
 @pytest.mark.usefixtures("collecting")
 def test_groups_that_do_not_fit_are_halved_and_start_again(monkeypatch, caplog, error, at):
     task, told = digits(augment=True, **ADAM), []
-    options = {"way": "batch", "watch_at": [3, 8]}
+    options = {"backend": "batch", "watch_at": [3, 8]}
     usual = together(task, five(), **options)
     full = Full(monkeypatch, error, at=at)
     with caplog.at_level(logging.WARNING):
@@ -273,7 +277,7 @@ def test_those_that_ended_before_stay_ended(monkeypatch):
     task = digits(**ADAM)
     criteria = [*five(), hostile("nan")]
     Full(monkeypatch, MemoryError(), at=8)
-    runs = together(task, criteria, way="batch", judge=lambda alive: [0], judge_at=[5])
+    runs = together(task, criteria, backend="batch", judge=lambda alive: [0], judge_at=[5])
     assert [run.dropped for run in runs] == [True] + [False] * 5
     assert [run.diverged for run in runs] == [False] * 5 + [True]
     assert [[p.step for p in run.curve] for run in runs] == [[5]] + [[5, 12]] * 4 + [[4]]
@@ -283,7 +287,7 @@ def test_those_that_ended_before_stay_ended(monkeypatch):
 def test_one_that_does_not_fit_alone_is_an_error(monkeypatch):
     full = Full(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), fitting=0)
     with pytest.raises(torch.OutOfMemoryError):
-        together(digits(**ADAM), five()[:2], way="batch")
+        together(digits(**ADAM), five()[:2], backend="batch")
     assert full.raised == 2
 
 
@@ -291,7 +295,7 @@ def test_one_that_does_not_fit_alone_is_an_error(monkeypatch):
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     full = Full(monkeypatch, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        together(digits(**ADAM), five(), way="batch")
+        together(digits(**ADAM), five(), backend="batch")
     assert full.raised == 1
 
 
