@@ -14,7 +14,6 @@ from rich.table import Table
 from benchmarks.quartiles import Quartiles
 from optuna_robustloss import NoisyLabelObjective, StudySpec
 from optuna_robustloss.search.samplers import make_sampler
-from optuna_robustloss.spec_files import load_spec
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.training.loop import default_device
 from optuna_robustloss.training.population.backend import build
@@ -134,7 +133,7 @@ def generation_rows(
 ) -> Iterator[GenerationRow]:
     """Search the first generations, with the spec's early stopping and without any, in turns."""
     for name in names:
-        spec = load_spec(STUDIES / f"{name}.yaml")
+        spec = StudySpec.from_yaml(STUDIES / f"{name}.yaml")
         for stopping in (False, True):
             yield from _generations(name, spec, root, generations, stopping)
 

@@ -1,76 +1,118 @@
-"""Study specs from files, with one clear message for all that is wrong."""
+"""Specs in YAML: one strict base model, one clear message for every error, one hash."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from optuna_robustloss.search.spec import StudySpec
+T = TypeVar("T")
+#: A list in YAML, or one item that stands for a list of one.
+OneOrMany = Annotated[
+    tuple[T, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])
+]
 
 
-def explain(error: ValidationError, model: type[BaseModel] = StudySpec) -> str:
-    """Say in one line what is wrong with the values of a spec: which key, why, what was given."""
+class StrictModel(BaseModel):
+    """An immutable model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpecFile(StrictModel):
+    """A model that is read from a YAML file and identified by a hash."""
+
+    #: What messages call such a file.
+    file_kind: ClassVar[str] = "spec"
+    #: Keys of other versions and of other kinds of files, with the advice for each.
+    refused_keys: ClassVar[Mapping[str, str]] = {}
+    #: Keys whose values may hold a password and are not repeated in messages.
+    secret_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key, advice in cls.refused_keys.items():
+                if key in values:
+                    raise ValueError(advice)
+        return values
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read and check a YAML file.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not YAML, or its values are wrong; see ``from_values``.
+
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no {cls.file_kind} {path}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from None
+        return cls.from_values(values, str(path))
+
+    @classmethod
+    def from_values(cls, values: Any, source: str) -> Self:
+        """Build a spec from plain values; ``source`` names them in messages.
+
+        Raises:
+            ValueError: one line with every wrong key, the values given and the values allowed.
+
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"{source}: a {cls.file_kind} is a mapping of keys to values")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"{source}: {describe_errors(error, cls)}") from None
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the JSON, defaults left out.
+
+        A key that a later version adds therefore does not change the hash of an older file.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: Self) -> list[str]:
+        """Return ``key: own value / other value`` for each key in which two specs differ."""
+        left, right = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [f"{k}: {left[k]!r} / {right[k]!r}" for k in left if left[k] != right[k]]
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Return one line that names every wrong key, the reason and the value given.
+
+    Args:
+        error: raised by pydantic.
+        model: lists its keys where a key is unknown.
+
+    """
+    secret = model.secret_keys if model and issubclass(model, SpecFile) else ()
     lines = []
     for item in error.errors():
         if item["type"] == "too_short" and item["input"]:
-            continue  # the list is not empty, its items are wrong and have their own message
+            continue  # the list is not empty: its items are wrong and have messages of their own
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
-            hint = f"; known keys: {known}" if len(item["loc"]) == 1 else ""
-            lines.append(f"unknown key '{where}'{hint}")
+            known = f"; known keys: {', '.join(model.model_fields)}" if model else ""
+            lines.append(f"unknown key '{where}'{known if len(item['loc']) == 1 else ''}")
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        if not where:
+            lines.append(message)
+        elif item["type"] == "missing" or item["loc"][0] in secret:
+            lines.append(f"{where}: {message}")
         else:
-            secret = item["loc"][:1] == ("source_studies",)  # may be a URL with a password
-            given = "" if secret or item["type"] == "missing" else f" (got {item['input']!r})"
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}{given}" if where else message)
+            lines.append(f"{where}: {message} (got {item['input']!r})")
     return "; ".join(lines)
-
-
-def parse_spec(values: Any, source: str) -> StudySpec:
-    """Build a spec from plain values, with one clear message for all that is wrong.
-
-    Raises:
-        ValueError: names ``source``, the keys, what is allowed and what was given.
-
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: a study spec is a mapping of keys to values")
-    if "methods" in values:
-        raise ValueError(f"{source} is a benchmark: run it with 'optuna-robustloss benchmark'")
-    try:
-        spec = StudySpec.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{source}: {explain(error)}") from None
-    spec.warn_if_unreliable()
-    return spec
-
-
-def load_spec(path: str | Path) -> StudySpec:
-    """Read and check a YAML file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, or not a study spec; see ``parse_spec``.
-
-    """
-    return parse_spec(read_yaml(path, "study spec"), str(path))
-
-
-def read_yaml(path: str | Path, what: str) -> Any:
-    """Return what a YAML file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file; the message calls it ``what``.
-        ValueError: it is not YAML.
-
-    """
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no {what} {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None

@@ -36,7 +36,6 @@ from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.space import LossParameters
 from optuna_robustloss.seeds import derive_seed
-from optuna_robustloss.spec_files import load_spec
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.training.loop import steps_per_epoch, train_population
 from optuna_robustloss.training.population.backend import Backend
@@ -157,7 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    spec = load_spec(arguments.spec)
+    spec = StudySpec.from_yaml(arguments.spec)
     if arguments.study:
         storage = open_storage(arguments.storage)
         study = optuna.load_study(study_name=arguments.study, storage=storage)

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from optuna_robustloss.benchmark.methods import check_method
 from optuna_robustloss.benchmark.runs import Run
-from optuna_robustloss.spec_files import explain, read_yaml
-from optuna_robustloss.tasks.noise import NoiseSpec
-from optuna_robustloss.tasks.recipes import Recipe
-from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.spec_files import OneOrMany, SpecFile
+from optuna_robustloss.tasks.recipes import RecipeChanges
+from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec
 
 Schedule = Literal["recipe", "constant", "cosine"]
 
 
-class TaskGroup(BaseModel):
-    """Every data set × architecture × noise.
-
-    ``recipe`` and ``train`` as in the benchmark; ``pretrained`` starts from published weights.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    datasets: tuple[str, ...] = Field(min_length=1)
-    architectures: tuple[str, ...] = Field(min_length=1)
-    noise: tuple[NoiseSpec, ...] = Field(min_length=1)
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    train: int | None = Field(default=None, ge=1)
-    pretrained: bool = False
-
-    @field_validator("datasets", "architectures", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
-
-    @field_validator("noise", mode="before")
-    @classmethod
-    def _noise_by_name(cls, value: Any) -> Any:
-        items = value if isinstance(value, list | tuple) else [value]
-        return [NoiseSpec.parse(v) if isinstance(v, str) else v for v in items]
-
-
-class BenchmarkSpec(BaseModel):
+class BenchmarkSpec(SpecFile):
     """Everything that decides a benchmark's result; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    file_kind: ClassVar[str] = "benchmark"
+    refused_keys: ClassVar[Mapping[str, str]] = {
+        "architectures": "this is a search: run it with 'optuna-robustloss search'"
+    }
 
     name: str = Field(min_length=1)
-    methods: tuple[str, ...] = Field(min_length=1)
+    methods: OneOrMany[str] = Field(min_length=1)
     """``make_loss`` names, loss files, and ``forward``, ``jocor``, ``elr``."""
-    tasks: tuple[TaskGroup, ...] = Field(min_length=1)
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    tasks: OneOrMany[TaskGrid] = Field(min_length=1)
+    """Grids of data sets, architectures and noise; what a grid sets goes before the below."""
+    recipe: RecipeChanges = Field(default_factory=dict)
     """Changes to the paper's recipe of each architecture, such as ``epochs``."""
     train: int | None = Field(default=None, ge=1)
     """Training images; all that validation leaves if not set."""
@@ -74,17 +47,12 @@ class BenchmarkSpec(BaseModel):
     """Repetitions, each with noise, split, initial weights and batch order of its own."""
     seed: int = Field(default=0, ge=0)
     """From which all seeds follow."""
-    scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1, 2)
+    scales: OneOrMany[float] = (0.05, 0.1, 0.2, 0.5, 1, 2)
     """Factors of each loss that the tuned pass trains with."""
-    horizons: tuple[float, ...] = (1, 3)
+    horizons: OneOrMany[float] = (1, 3)
     """Lengths of training that may be asked for, as multiples of the epochs."""
-    schedules: tuple[Schedule, ...] = ("recipe", "constant", "cosine")
+    schedules: OneOrMany[Schedule] = ("recipe", "constant", "cosine")
     """Learning rates over the run that may be asked for."""
-
-    @field_validator("tasks", "methods", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
 
     @field_validator("methods")
     @classmethod
@@ -109,11 +77,6 @@ class BenchmarkSpec(BaseModel):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has the same value twice")
-        for group in self.tasks:
-            unknown = [k for k in self.recipe | group.recipe if k not in Recipe.model_fields]
-            if unknown:
-                known = ", ".join(Recipe.model_fields)
-                raise ValueError(f"recipe: unknown key {unknown[0]!r}; known keys: {known}")
         labels = [task.label for task in self.task_specs]
         twice = [label for label in labels if labels.count(label) > 1]
         if twice:
@@ -126,19 +89,11 @@ class BenchmarkSpec(BaseModel):
     def task_specs(self) -> tuple[TaskSpec, ...]:
         """All tasks, group after group."""
         return tuple(
-            TaskSpec(
-                dataset=dataset,
-                architecture=architecture,
-                noise=noise,
-                recipe=self.recipe | group.recipe,  # type: ignore[arg-type]  # completed by TaskSpec
-                train=group.train or self.train,
-                validation=self.validation,
-                pretrained=group.pretrained,
+            task
+            for grid in self.tasks
+            for task in grid.expand(
+                recipe=self.recipe, train=self.train, validation=self.validation
             )
-            for group in self.tasks
-            for dataset in group.datasets
-            for architecture in group.architectures
-            for noise in group.noise
         )
 
     def task(self, label: str) -> TaskSpec:
@@ -191,37 +146,3 @@ class BenchmarkSpec(BaseModel):
             for scale in wanted["scales"]
             for method in self.methods
         ]
-
-    @property
-    def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the spec's JSON, defaults left out."""
-        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def parse_benchmark(values: Any, source: str) -> BenchmarkSpec:
-    """Build a spec from plain values, with one clear message for all that is wrong.
-
-    Raises:
-        ValueError: names ``source``, the keys, what is allowed and what was given.
-
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: a benchmark is a mapping of keys to values")
-    if "architectures" in values:
-        raise ValueError(f"{source} is a search: run it with 'optuna-robustloss search'")
-    try:
-        return BenchmarkSpec.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{source}: {explain(error, BenchmarkSpec)}") from None
-
-
-def load_benchmark(path: str | Path) -> BenchmarkSpec:
-    """Read and check a YAML file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, or not a benchmark; see ``parse_benchmark``.
-
-    """
-    return parse_benchmark(read_yaml(path, "benchmark"), str(path))

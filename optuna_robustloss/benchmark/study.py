@@ -20,7 +20,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
-from optuna_robustloss.benchmark.spec import BenchmarkSpec, parse_benchmark
+from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import now
 
 METRIC = "test accuracy at the last epoch"
@@ -57,10 +57,10 @@ def create_benchmark(spec: BenchmarkSpec, storage: BaseStorage, study_name: str)
         study.set_metric_names([METRIC])
         attrs = study.user_attrs  # somebody else's, if two were at it
     if attrs[_BENCHMARK]["hash"] != spec.hash:
-        old, new = attrs[_BENCHMARK]["spec"], spec.model_dump(mode="json")
-        keys = [key for key in new if old.get(key) != new[key]]
+        stored = BenchmarkSpec.from_values(attrs[_BENCHMARK]["spec"], f"benchmark {study_name!r}")
         raise ValueError(
-            f"study {study_name!r} is of another benchmark, which differs in {', '.join(keys)}: "
+            f"study {study_name!r} is of another benchmark (study / given): "
+            f"{'; '.join(stored.differences(spec))}; "
             "use its own file or another --study-name"
         )
     return study
@@ -82,7 +82,9 @@ def open_benchmark(storage: BaseStorage, study_name: str) -> tuple[Study, Benchm
         ) from None
     if _BENCHMARK not in study.user_attrs:
         raise ValueError(f"study {study_name!r} is no benchmark")
-    return study, parse_benchmark(study.user_attrs[_BENCHMARK]["spec"], f"benchmark {study_name!r}")
+    return study, BenchmarkSpec.from_values(
+        study.user_attrs[_BENCHMARK]["spec"], f"benchmark {study_name!r}"
+    )
 
 
 def _distributions(spec: BenchmarkSpec) -> dict[str, BaseDistribution]:

@@ -65,7 +65,7 @@ def benchmark(
     threads: Threads = 1,
 ) -> None:
     """Train every method on every task, or go on with it, and rank the methods."""
-    from optuna_robustloss.benchmark.spec import load_benchmark
+    from optuna_robustloss.benchmark.spec import BenchmarkSpec
     from optuna_robustloss.benchmark.study import create_benchmark
     from optuna_robustloss.benchmark.trainings import Options, check_data
     from optuna_robustloss.cli.benchmark_run import BenchmarkRun, print_failures, report
@@ -73,7 +73,7 @@ def benchmark(
 
     with clear_errors():
         set_up_process(threads)
-        bench = load_benchmark(spec)
+        bench = BenchmarkSpec.from_yaml(spec)
         name = study_name or bench.name
         url = storage or default_storage(name)
         scales = bench.scales if tuned else (1.0,)
@@ -107,12 +107,12 @@ def features(
     threads: Threads = 1,
 ) -> None:
     """Train some methods on a task, and show what their last layers see of test images (t-SNE)."""
-    from optuna_robustloss.benchmark.spec import load_benchmark
+    from optuna_robustloss.benchmark.spec import BenchmarkSpec
     from optuna_robustloss.benchmark.trainings import Options
     from optuna_robustloss.cli.benchmark_run import show_features
 
     with clear_errors():
         set_up_process(threads)
         options = Options(device=device, root=root, download=download)
-        show_features(load_benchmark(spec), task, method, images, options, out)
+        show_features(BenchmarkSpec.from_yaml(spec), task, method, images, options, out)
         print_line(f"figure: {out}")

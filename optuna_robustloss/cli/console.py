@@ -64,10 +64,10 @@ def input_error(error: Exception) -> str | None:
     from pydantic import ValidationError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from optuna_robustloss.spec_files import explain
+    from optuna_robustloss.spec_files import describe_errors
 
     if isinstance(error, ValidationError):
-        return explain(error)
+        return describe_errors(error)
     expected = isinstance(error, ValueError | OSError | SQLAlchemyError | StorageInternalError)
     return str(error) if expected else None
 

@@ -56,13 +56,13 @@ def search(
     from optuna_robustloss.distributed.storage import open_storage, safe_url
     from optuna_robustloss.losses import TaylorLoss
     from optuna_robustloss.search.objective import NoisyLabelObjective
+    from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import create_study, finished_study
-    from optuna_robustloss.spec_files import load_spec
     from optuna_robustloss.training.compare import Contender, contenders_by_name
 
     with clear_errors():
         set_up_process(threads)
-        study_spec = load_spec(spec)
+        study_spec = StudySpec.from_yaml(spec)
         name = study_name or study_spec.name
         url = storage or default_storage(name)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
@@ -101,12 +101,12 @@ def init(
 ) -> None:
     """Create a study without working on it."""
     from optuna_robustloss.distributed.storage import open_storage, safe_url
+    from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import create_study
-    from optuna_robustloss.spec_files import load_spec
 
     with clear_errors():
         set_up_process(1)
-        study_spec = load_spec(spec)
+        study_spec = StudySpec.from_yaml(spec)
         name = study_name or study_spec.name
         url = storage or default_storage(name)
         create_study(study_spec, open_storage(url, create=True), name)
@@ -132,12 +132,12 @@ def work(
     from optuna_robustloss.cli.worker_pool import Crew
     from optuna_robustloss.distributed.storage import open_storage
     from optuna_robustloss.search.objective import NoisyLabelObjective
+    from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import attach_spec, open_study
-    from optuna_robustloss.spec_files import load_spec
 
     with clear_errors():
         set_up_process(threads)
-        given = load_spec(spec) if spec else None
+        given = StudySpec.from_yaml(spec) if spec else None
         study = open_study(open_storage(storage), study_name, given, lease=lease)
         study_spec = attach_spec(study, given)
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)

@@ -17,7 +17,7 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_robustloss.distributed.lease import LEASE, beat, heartbeat
 from optuna_robustloss.sampler.slots import slot_of
-from optuna_robustloss.search.phases import Parameters
+from optuna_robustloss.search.space import Parameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import Task, prepare_task

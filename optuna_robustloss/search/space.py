@@ -1,62 +1,124 @@
-"""The search space of Taylor losses.
+"""The search space of Taylor losses: its options, its parameters, and the loss of each point.
 
-Each coefficient lies within ± 3 of a loss that is known to train. Our own sampler starts there with
-σ = .5; Optuna's CMA-ES, whose ``x0`` and ``sigma0`` are deprecated, with a third of the bounds.
+Each coefficient lies within ± 3 of a loss that is known to train. The generational sampler starts
+there with σ = .5; Optuna's CMA-ES, whose ``x0`` and ``sigma0`` are deprecated, with a third of the
+bounds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from optuna.distributions import FloatDistribution
 from optuna.trial import BaseTrial, FixedTrial
+from pydantic import AfterValidator, Field, model_validator
 
 from optuna_robustloss.losses import (
     CONFIRM_THETA,
     MAE_THETA,
     MSE_THETA,
+    PhasedLoss,
     TaylorLoss,
     canonical,
     canonical_names,
     from_canonical,
 )
-from optuna_robustloss.losses.taylor.polynomial import Variable, check_variable
+from optuna_robustloss.losses.phased import DEFAULT_WIDTH
+from optuna_robustloss.losses.taylor.polynomial import Variable
+from optuna_robustloss.spec_files import StrictModel
 
 Start = Literal["mae", "mse", "sce", "confirm"]
 Coordinates = Literal["taylor", "canonical"]
 #: A fixed number, or the bounds of one log-uniform parameter.
 NumberOrRange = float | tuple[float, float]
 
-#: Half of the width of each coefficient's bounds; Optuna's CMA-ES starts with a third of it as σ.
-DEFAULT_HALF_WIDTH = 3.0
 #: First σ of each coefficient: wide enough to leave the start, narrow enough that most train.
 DEFAULT_SIGMA = 0.5
-#: Range of a suggested loss (Eq. 5). At learning rate .01, ten separates losses within hundreds
-#: of steps; one or two would need five to ten times as many.
-DEFAULT_ETA = 10.0
 
 # Symmetric cross-entropy without its α · cross-entropy is MAE (Wang et al. 2019, Eq. 7).
 _START_THETA = {"mae": MAE_THETA, "mse": MSE_THETA, "sce": MAE_THETA, "confirm": CONFIRM_THETA}
 
 
-def bounds_of(value: NumberOrRange, name: str, *, zero_allowed: bool) -> tuple[float, float] | None:
-    """Return the bounds of a range, or None for a number."""
-    if isinstance(value, int | float):
-        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-            raise ValueError(f"{name} must be a positive number or a range, got {value}")
-        return None
-    low, high = value
-    if not (0 < low < high and math.isfinite(high)):
-        raise ValueError(f"the range of {name} needs 0 < low < high, got [{low}, {high}]")
-    return float(low), float(high)
+def _check_range(value: NumberOrRange, least: str) -> NumberOrRange:
+    if isinstance(value, tuple):
+        valid = 0 < value[0] < value[1] < math.inf
+    else:
+        valid = (0 <= value if least == "0 or more" else 0 < value) and value < math.inf
+    if not valid:
+        raise ValueError(f"expected a number, {least}, or a range [low, high], 0 < low < high")
+    return value
+
+
+PositiveOrRange = Annotated[NumberOrRange, AfterValidator(lambda v: _check_range(v, "above 0"))]
+ZeroOrRange = Annotated[NumberOrRange, AfterValidator(lambda v: _check_range(v, "0 or more"))]
+
+
+class SpaceOptions(StrictModel):
+    """What is searched: one Taylor loss, or two of which the first changes into the second.
+
+    A range in place of a number adds one log-uniform parameter.
+    """
+
+    phases: Literal[1, 2] = 1
+    """1, or 2 for a loss that changes; all that begins with ``late_`` or ``switch`` needs 2."""
+    eta: PositiveOrRange = 10.0
+    """Range η of the loss (Eq. 5); of the early one, if there are two. At learning rate .01, ten
+    separates losses within hundreds of steps; one or two would need five to ten times as many."""
+    cross_entropy_weight: ZeroOrRange = 0.0
+    """α of "normalised polynomial + α · cross-entropy"; of the early loss, if there are two."""
+    variable: Variable = "probability"
+    """What the polynomials are written in; see ``taylor_loss``."""
+    coordinates: Coordinates = "taylor"
+    """``taylor``: the paper's twelve; ``canonical``: the six (seven for the log variable) that the
+    gradient depends on."""
+    start: Start = "mae"
+    """The loss at the centre; ``sce`` is MAE plus the cross-entropy term, which must then be on;
+    ``confirm`` is −ŷ_t², which trains only after another loss."""
+    half_width: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    """Each coefficient lies within ± this of the start's."""
+    late_eta: PositiveOrRange = 0.5
+    """``eta`` of the late loss; −.5 ŷ_t², the best that was tried, has the default."""
+    late_cross_entropy_weight: ZeroOrRange = 0.0
+    """``cross_entropy_weight`` of the late loss."""
+    late_start: Start = "confirm"
+    """``start`` of the late loss."""
+    switch: ZeroOrRange = (0.02, 0.32)
+    """Share of each training's steps after which the change begins; the default has the best that
+    was tried, .08, at its centre."""
+    switch_width: float = DEFAULT_WIDTH
+    """Share of the steps that the change takes."""
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> SpaceOptions:
+        late = [n for n in SpaceOptions.model_fields if n.startswith(("late_", "switch"))]
+        if self.phases == 1:
+            fields = SpaceOptions.model_fields
+            given = [name for name in late if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"{given[0]} is an option of phases: 2")
+        last = self.switch[1] if isinstance(self.switch, tuple) else self.switch
+        if not (self.switch_width >= 0 and last + self.switch_width <= 1):
+            raise ValueError(
+                "switch and switch_width are shares of the steps, and the change must be over by "
+                "the end: switch + switch_width ≤ 1 and switch_width ≥ 0, got switch "
+                f"{self.switch}, switch_width {self.switch_width}"
+            )
+        for prefix in ("", "late_"):
+            start, key = getattr(self, f"{prefix}start"), f"{prefix}cross_entropy_weight"
+            if start == "sce" and getattr(self, key) == 0:
+                raise ValueError(
+                    f"{prefix}start 'sce' is MAE plus cross-entropy: set {key} to a number or a "
+                    "range, for example [0.003, 0.3]"
+                )
+        return self
 
 
 @dataclass(frozen=True)
 class LossParameters:
-    """A loss before the number of classes is known: a point of the search space.
+    """A Taylor loss before the number of classes is known: a point of the search space.
 
     ``theta`` has twelve numbers, whatever the coordinates of the search.
     """
@@ -77,76 +139,63 @@ class LossParameters:
 
 
 @dataclass(frozen=True)
-class TaylorSpace:
+class PhasedParameters:
+    """A loss with two phases before the number of classes is known."""
+
+    early: LossParameters
+    late: LossParameters
+    switch: float
+    width: float
+
+    def build(
+        self,
+        num_classes: int,
+        *,
+        total_steps: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> PhasedLoss:
+        """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
+        return PhasedLoss(
+            self.early.build(num_classes, **options),
+            self.late.build(num_classes, **options),
+            switch=self.switch,
+            width=self.width,
+            total_steps=total_steps,
+            provenance=provenance,
+        )
+
+
+Parameters = LossParameters | PhasedParameters
+
+
+@dataclass(frozen=True)
+class SearchSpace:
     """The parameters of a search, before any trial.
 
-    Args:
-        prefix: of every parameter's name.
-        eta: η of Eq. 5, a number; or a range, which adds one log-uniform parameter.
-        cross_entropy_weight: α of "normalised polynomial + α · cross-entropy": 0, a number, or a
-            range, which adds one log-uniform parameter.
-        variable: what the polynomial is written in; see ``taylor_loss``.
-        coordinates: ``"taylor"``, the paper's twelve; or ``"canonical"``, the six (seven for the
-            log variable) that the gradient depends on.
-        start: the loss at the centre: ``"mae"``; ``"mse"``; ``"sce"``, MAE plus the cross-entropy
-            term, which must then be on; or ``"confirm"``, −ŷ_t², which trains after another loss
-            only.
-        half_width: each coefficient lies within ± this of the start's.
-
-    Raises:
-        ValueError: an unknown name, a range without 0 < low < high, ``half_width`` ≤ 0, or
-            ``start="sce"`` without ``cross_entropy_weight``.
-
+    ``prefix`` begins every parameter's name: by default ``theta_`` for one loss, and nothing for
+    two, whose parameters begin with ``early_`` and ``late_``.
     """
 
-    prefix: str = "theta_"
-    eta: NumberOrRange = DEFAULT_ETA
-    cross_entropy_weight: NumberOrRange = 0.0
-    variable: Variable = "probability"
-    coordinates: Coordinates = "taylor"
-    start: Start = "mae"
-    half_width: float = DEFAULT_HALF_WIDTH
+    options: SpaceOptions
+    prefix: str | None = None
 
-    def __post_init__(self) -> None:
-        """Check the options."""
-        check_variable(self.variable)
-        if self.coordinates not in get_args(Coordinates):
-            raise ValueError(
-                f"coordinates must be one of {get_args(Coordinates)}, got {self.coordinates!r}"
-            )
-        if self.start not in get_args(Start):
-            raise ValueError(f"start must be one of {get_args(Start)}, got {self.start!r}")
-        if not (math.isfinite(self.half_width) and self.half_width > 0):
-            raise ValueError(f"half_width must be a positive number, got {self.half_width}")
-        bounds_of(self.eta, "eta", zero_allowed=False)
-        bounds_of(self.cross_entropy_weight, "cross_entropy_weight", zero_allowed=True)
-        if self.start == "sce" and self.cross_entropy_weight == 0:
-            raise ValueError(
-                "start 'sce' is MAE plus cross-entropy: set cross_entropy_weight to a number or a "
-                "range, for example [0.003, 0.3]"
-            )
+    @property
+    def start(self) -> str:
+        """Name of the loss at the centre."""
+        return "-then-".join(loss.start for loss in self._losses())
 
     @property
     def centre(self) -> dict[str, float]:
-        """The start loss's coefficients by parameter name."""
-        theta = _START_THETA[self.start]
-        if self.coordinates == "taylor":
-            return {f"{self.prefix}{k}": value for k, value in enumerate(theta)}
-        values = canonical(theta, variable=self.variable).tolist()
-        names = canonical_names(self.variable)
-        return {self.prefix + n: v for n, v in zip(names, values, strict=True)}
+        """Coefficients of the start loss by parameter name."""
+        return {name: value for loss in self._losses() for name, value in loss.centre.items()}
 
     @property
     def distributions(self) -> dict[str, FloatDistribution]:
         """Every parameter with its distribution, in the order they are suggested."""
-        space = {
-            name: FloatDistribution(value - self.half_width, value + self.half_width)
-            for name, value in self.centre.items()
-        }
-        for name in ("eta", "cross_entropy_weight"):
-            bounds = bounds_of(getattr(self, name), name, zero_allowed=True)
-            if bounds:
-                space[self.prefix + name] = FloatDistribution(*bounds, log=True)
+        space = {n: d for loss in self._losses() for n, d in loss.distributions.items()}
+        if self.options.phases == 2 and isinstance(self.options.switch, tuple):
+            space[self._switch] = FloatDistribution(*self.options.switch, log=True)
         return space
 
     @property
@@ -157,29 +206,78 @@ class TaylorSpace:
             for name, d in self.distributions.items()
         }
 
-    def suggest(self, trial: BaseTrial) -> LossParameters:
+    def suggest(self, trial: BaseTrial) -> Parameters:
         """Suggest every parameter of the space with ``trial``."""
         params = {
             name: trial.suggest_float(name, d.low, d.high, log=d.log)
             for name, d in self.distributions.items()
         }
-        values = [params[name] for name in self.centre]
-        theta = (
-            values
-            if self.coordinates == "taylor"
-            else from_canonical(values, variable=self.variable).tolist()
-        )
-        return LossParameters(
-            theta=tuple(theta),
-            eta=self._number("eta", params),
-            cross_entropy_weight=self._number("cross_entropy_weight", params),
-            variable=self.variable,
-        )
+        first, *rest = (loss.parameters(params) for loss in self._losses())
+        if not rest:
+            return first
+        switch = self.options.switch
+        share = params[self._switch] if isinstance(switch, tuple) else switch
+        return PhasedParameters(first, rest[0], share, self.options.switch_width)
 
-    def at(self, params: Mapping[str, float]) -> LossParameters:
+    def at(self, params: Mapping[str, float]) -> Parameters:
         """Return the loss of a finished trial's ``params``."""
         return self.suggest(FixedTrial(dict(params)))
 
-    def _number(self, name: str, params: Mapping[str, float]) -> float:
-        value = getattr(self, name)
-        return float(value) if isinstance(value, int | float) else params[self.prefix + name]
+    @property
+    def _switch(self) -> str:
+        return f"{self.prefix or ''}switch"
+
+    def _losses(self) -> Iterator[_LossSpace]:
+        o = self.options
+        if o.phases == 1:
+            prefix = "theta_" if self.prefix is None else self.prefix
+            yield _LossSpace(prefix, o.eta, o.cross_entropy_weight, o.start, o)
+            return
+        prefix = self.prefix or ""
+        yield _LossSpace(f"{prefix}early_", o.eta, o.cross_entropy_weight, o.start, o)
+        yield _LossSpace(f"{prefix}late_", o.late_eta, o.late_cross_entropy_weight, o.late_start, o)
+
+
+@dataclass(frozen=True)
+class _LossSpace:
+    """The parameters of one Taylor loss; ``common`` holds the options that two losses share."""
+
+    prefix: str
+    eta: NumberOrRange
+    cross_entropy_weight: NumberOrRange
+    start: Start
+    common: SpaceOptions
+
+    @property
+    def centre(self) -> dict[str, float]:
+        theta, variable = _START_THETA[self.start], self.common.variable
+        if self.common.coordinates == "taylor":
+            return {f"{self.prefix}{k}": value for k, value in enumerate(theta)}
+        values = canonical(theta, variable=variable).tolist()
+        names = canonical_names(variable)
+        return {self.prefix + name: value for name, value in zip(names, values, strict=True)}
+
+    @property
+    def distributions(self) -> dict[str, FloatDistribution]:
+        width = self.common.half_width
+        space = {n: FloatDistribution(v - width, v + width) for n, v in self.centre.items()}
+        for name in ("eta", "cross_entropy_weight"):
+            value: NumberOrRange = getattr(self, name)
+            if isinstance(value, tuple):
+                space[self.prefix + name] = FloatDistribution(*value, log=True)
+        return space
+
+    def parameters(self, params: Mapping[str, float]) -> LossParameters:
+        """Return the loss of a trial's ``params``."""
+        variable = self.common.variable
+        values = [params[name] for name in self.centre]
+        if self.common.coordinates == "canonical":
+            values = from_canonical(values, variable=variable).tolist()
+        eta, weight = (
+            params[self.prefix + name] if isinstance(value, tuple) else value
+            for name, value in (
+                ("eta", self.eta),
+                ("cross_entropy_weight", self.cross_entropy_weight),
+            )
+        )
+        return LossParameters(tuple(values), eta, weight, variable)

@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from optuna_robustloss.distributed.passwords import has_password, safe_url
-from optuna_robustloss.losses.phased import DEFAULT_WIDTH
-from optuna_robustloss.losses.taylor.polynomial import Variable
 from optuna_robustloss.sampler.allocation import Surplus
-from optuna_robustloss.search.phases import (
-    DEFAULT_LATE_ETA,
-    DEFAULT_SWITCH,
-    Phases,
-    Space,
-    search_space,
-)
-from optuna_robustloss.search.space import (
-    DEFAULT_ETA,
-    DEFAULT_HALF_WIDTH,
-    DEFAULT_SIGMA,
-    Coordinates,
-    NumberOrRange,
-    Start,
-)
-from optuna_robustloss.tasks.noise import NoiseSpec
-from optuna_robustloss.tasks.recipes import Recipe
-from optuna_robustloss.tasks.spec import TaskSpec, ValidationLabels
+from optuna_robustloss.search.space import DEFAULT_SIGMA, SearchSpace, SpaceOptions
+from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel
+from optuna_robustloss.tasks.recipes import RecipeChanges
+from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec, ValidationLabels
 from optuna_robustloss.training.loop import STOP_AT_CHANCE_AFTER
 from optuna_robustloss.training.score import ScoreKind
 
 SamplerName = Literal["generational", "optuna-cmaes", "tpe", "random", "gp"]
-_OF_TWO_PHASES = ("late_eta", "late_cross_entropy_weight", "late_start", "switch", "switch_width")
+#: Options of the generational sampler, at their defaults with any other.
+_GENERATIONAL_ONLY = (
+    *("prune_at", "sigma0", "surplus", "lr_adapt", "separable", "max_retry", "source_studies"),
+)
+_EXCLUSIVE = (
+    ("lr_adapt", "separable"),
+    ("source_studies", "separable"),
+    ("source_studies", "sigma0"),
+)
 
 
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)
-
-
-class SourceStudy(BaseModel):
-    """An earlier study, by default in the same storage.
+class SourceStudy(StrictModel):
+    """An earlier study, by its name or as a mapping, by default in the same storage.
 
     Variables in ``storage`` (``$NAME``, ``${NAME}``) are filled in from the environment when it is
     opened, so that no password is in the spec, which the study stores.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     study: str = Field(min_length=1)
     storage: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return {"study": value} if isinstance(value, str) else value
 
     @field_validator("storage")
     @classmethod
@@ -73,55 +56,41 @@ class SourceStudy(BaseModel):
         return value
 
 
-class StudySpec(BaseModel):
+class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     """Everything that decides a study's result; unknown keys are errors.
 
-    Every data set is combined with every architecture and every noise; the fitness of a loss is
-    the mean over all of them (Eq. 2 of the paper: architectures × data sets).
+    The keys of ``TaskGrid`` say what the losses are scored on: the fitness of a loss is the mean
+    over all its tasks (Eq. 2 of the paper: architectures × data sets). The keys of
+    ``SpaceOptions`` say what is searched.
+
+    >>> StudySpec(name="a", datasets="digits", architectures="mlp2", noise="symmetric:0.4").n_trials
+    360
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    file_kind: ClassVar[str] = "study spec"
+    refused_keys: ClassVar[Mapping[str, str]] = {
+        "methods": "this is a benchmark: run it with 'optuna-robustloss benchmark'",
+        "hopeless_after": "the key 'hopeless_after' is now 'stop_at_chance_after'",
+        "rungs": "the key 'rungs' is now 'prune_at'",
+    }
+    secret_keys: ClassVar[frozenset[str]] = frozenset({"source_studies"})
 
     name: str = Field(min_length=1)
-    datasets: tuple[str, ...] = Field(min_length=1)
-    architectures: tuple[str, ...] = Field(min_length=1)
-    noise: tuple[NoiseSpec, ...] = Field(min_length=1)
-    """One noise condition, or a list whose fitness is averaged."""
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the paper's recipe of each architecture, such as ``epochs``."""
-    recipes: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Further changes for single architectures, by name."""
-    train: int | None = Field(default=None, ge=1)
-    """Training images; all that validation leaves if not set."""
+    recipes: dict[str, RecipeChanges] = Field(default_factory=dict)
+    """Further changes to the recipes of single architectures, by name."""
     validation: int = Field(default=1000, ge=100)
     validation_labels: ValidationLabels = "clean"
     score: ScoreKind = "last"
-    horizons: tuple[float, ...] = Field(default=(1,), min_length=1)
+    horizons: OneOrMany[float] = Field(default=(1,), min_length=1)
     """Lengths of training the fitness is averaged over, as multiples of the epochs."""
     stop_at_chance_after: float | None = Field(default=STOP_AT_CHANCE_AFTER, gt=0, lt=1)
     """Share of a network's steps after which a candidate near chance is stopped; None: never."""
-    prune_at: tuple[float, ...] = ()
+    prune_at: OneOrMany[float] = ()
     """Moments at which the worst third of a population is pruned, counted in networks: 2.5 is
     half-way through the third. ``studies/ranking.py`` measures where that is safe."""
     popsize: int = Field(default=12, ge=4)
     generations: int = Field(default=30, ge=1)
     seed: int = Field(default=0, ge=0)
-    eta: NumberOrRange = DEFAULT_ETA
-    cross_entropy_weight: NumberOrRange = 0.0
-    variable: Variable = "probability"
-    coordinates: Coordinates = "taylor"
-    start: Start = "mae"
-    half_width: float = Field(default=DEFAULT_HALF_WIDTH, gt=0, allow_inf_nan=False)
-    """Each coefficient lies within ± this of the start's."""
-    phases: Phases = 1
-    """1, or 2 for a loss that changes into another; ``eta`` and so on are the early one's then."""
-    late_eta: NumberOrRange = DEFAULT_LATE_ETA
-    late_cross_entropy_weight: NumberOrRange = 0.0
-    late_start: Start = "confirm"
-    switch: NumberOrRange = DEFAULT_SWITCH
-    """Share of each training's steps after which the change begins."""
-    switch_width: float = DEFAULT_WIDTH
-    """Share of the steps that it takes."""
     sampler: SamplerName = "generational"
     """Ours, or one of Optuna's."""
     sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
@@ -132,40 +101,12 @@ class StudySpec(BaseModel):
     separable: bool = False
     max_retry: int = Field(default=3, ge=0)
     """Evaluations of a candidate after its first, if its training raised an error."""
-    source_studies: tuple[SourceStudy, ...] = ()
+    source_studies: OneOrMany[SourceStudy] = ()
     """Earlier studies whose best candidates the search starts from."""
     finalists: int = Field(default=3, ge=1)
     """Top candidates that are trained again beside the mean of the last CMA means."""
     finalist_seeds: int = Field(default=3, ge=3)
     """Fresh seeds each finalist is trained with."""
-    pretrained: bool = False
-
-    @field_validator("datasets", "architectures", "noise", "horizons", "prune_at", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
-
-    @field_validator("noise", mode="before")
-    @classmethod
-    def _noise_by_name(cls, value: Any) -> Any:
-        items = value if isinstance(value, list | tuple) else [value]
-        return [NoiseSpec.parse(v) if isinstance(v, str) else v for v in items]
-
-    @field_validator("source_studies", mode="before")
-    @classmethod
-    def _source_by_name(cls, value: Any) -> Any:
-        items = value if isinstance(value, list | tuple) else [value]
-        return [{"study": v} if isinstance(v, str) else v for v in items]
-
-    @field_validator("recipe", "recipes")
-    @classmethod
-    def _known_settings(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        for changes in value.values() if info.field_name == "recipes" else [value]:
-            unknown = [key for key in changes if key not in Recipe.model_fields]
-            if unknown:
-                known = ", ".join(Recipe.model_fields)
-                raise ValueError(f"unknown key {unknown[0]!r}; known keys: {known}")
-        return value
 
     @field_validator("horizons")
     @classmethod
@@ -175,67 +116,52 @@ class StudySpec(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _check(self) -> StudySpec:
-        _ = self.space, self.tasks
-        if strangers := [name for name in self.recipes if name not in self.architectures]:
-            raise ValueError(f"recipes names {strangers[0]!r}, which is none of the architectures")
-        ours = (
-            "prune_at",
-            "sigma0",
-            "surplus",
-            "lr_adapt",
-            "separable",
-            "max_retry",
-            "source_studies",
-        )
-        chosen = [n for n in ours if getattr(self, n) != type(self).model_fields[n].default]
+    def _check(self) -> Self:
+        count = len(self.tasks)  # raises where a task is wrong
+        for name in self.recipes:
+            if name not in self.architectures:
+                raise ValueError(
+                    f"recipes names {name!r}, which is none of the architectures "
+                    f"{', '.join(self.architectures)}"
+                )
+        fields = type(self).model_fields
+        chosen = [n for n in _GENERATIONAL_ONLY if getattr(self, n) != fields[n].default]
         if self.sampler != "generational" and chosen:
             raise ValueError(f"{chosen[0]} is an option of sampler: generational")
-        if not all(0 < rung < len(self.tasks) for rung in self.prune_at):
+        if not all(0 < moment < count for moment in self.prune_at):
             raise ValueError(
-                f"prune_at are counted in networks, and this study trains {len(self.tasks)} for a "
-                f"candidate: they must lie between 0 and that, got {list(self.prune_at)}"
+                f"prune_at is counted in networks, and this study trains {count} for a "
+                f"candidate: each must lie between 0 and that, got {list(self.prune_at)}"
             )
-        for one, other in (
-            ("lr_adapt", "separable"),
-            ("source_studies", "separable"),
-            ("source_studies", "sigma0"),
-        ):
+        for one, other in _EXCLUSIVE:
             if one in chosen and other in chosen:
                 raise ValueError(f"{one} and {other} exclude each other: leave out one")
         return self
 
+    @classmethod
+    def from_values(cls, values: Any, source: str) -> Self:
+        """Build a spec from plain values; warns where noisy validation labels do not rank losses.
+
+        Raises:
+            ValueError: one line with every wrong key, the values given and the values allowed.
+
+        """
+        spec = super().from_values(values, source)
+        spec._warn_if_unreliable()
+        return spec
+
     @property
-    def space(self) -> Space:
+    def space(self) -> SearchSpace:
         """The parameters that are searched."""
-        return search_space(
-            self.phases,
-            eta=self.eta,
-            cross_entropy_weight=self.cross_entropy_weight,
-            variable=self.variable,
-            coordinates=self.coordinates,
-            start=self.start,
-            half_width=self.half_width,
-            **{name: getattr(self, name) for name in _OF_TWO_PHASES},
-        )
+        return SearchSpace(self)
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """Every data set × architecture × noise."""
-        return tuple(
-            TaskSpec(
-                dataset=dataset,
-                architecture=architecture,
-                noise=noise,
-                recipe=self.recipe | self.recipes.get(architecture, {}),  # type: ignore[arg-type]  # completed by TaskSpec
-                train=self.train,
-                validation=self.validation,
-                validation_labels=self.validation_labels,
-                pretrained=self.pretrained,
-            )
-            for dataset in self.datasets
-            for architecture in self.architectures
-            for noise in self.noise
+        return self.expand(
+            recipes=self.recipes,
+            validation=self.validation,
+            validation_labels=self.validation_labels,
         )
 
     @property
@@ -247,23 +173,7 @@ class StudySpec(BaseModel):
         """
         return self.popsize * self.generations + (self.sampler != "generational")
 
-    @property
-    def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the spec's JSON.
-
-        With one phase that is the JSON from before there were two.
-        """
-        values = self.model_dump(mode="json")
-        if self.phases == 1:
-            for name in ("phases", *_OF_TWO_PHASES):
-                del values[name]
-        return hashlib.sha256(_json(values).encode()).hexdigest()[:16]
-
-    def to_json(self) -> str:
-        """Return the spec as one line of JSON with sorted keys."""
-        return _json(self.model_dump(mode="json"))
-
-    def warn_if_unreliable(self) -> None:
+    def _warn_if_unreliable(self) -> None:
         """Warn where noisy validation labels were measured not to rank losses."""
         if self.validation_labels == "clean":
             return
@@ -282,9 +192,3 @@ class StudySpec(BaseModel):
                 "noise the ranking holds from 2 000 on",
                 stacklevel=2,
             )
-
-
-def differences(a: StudySpec, b: StudySpec) -> list[str]:
-    """Keys in which two specs differ, as ``key: value of a, value of b``."""
-    left, right = a.model_dump(mode="json"), b.model_dump(mode="json")
-    return [f"{k}: {left[k]!r} / {right[k]!r}" for k in left if left[k] != right[k]]

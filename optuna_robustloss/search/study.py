@@ -14,8 +14,7 @@ from optuna_robustloss.sampler.config import stored_definition
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
-from optuna_robustloss.search.spec import StudySpec, differences
-from optuna_robustloss.spec_files import parse_spec
+from optuna_robustloss.search.spec import StudySpec
 
 METRIC = "mean validation accuracy"
 _SPEC, _HASH, _VERSION = "spec", "spec_hash", "optuna_robustloss_version"
@@ -75,10 +74,7 @@ def spec_of(study: Study) -> StudySpec | None:
     stored = study.user_attrs.get(_SPEC)
     if stored is None:
         return None
-    if isinstance(stored, dict):
-        # What was done when specs did not name it yet.
-        stored = {"sampler": "optuna-cmaes", "stop_at_chance_after": 0.07} | stored
-    return parse_spec(stored, f"the spec stored with study {study.study_name!r}")
+    return StudySpec.from_values(stored, f"the spec stored with study {study.study_name!r}")
 
 
 def attach_spec(study: Study, spec: StudySpec | None) -> StudySpec:
@@ -112,7 +108,7 @@ def attach_spec(study: Study, spec: StudySpec | None) -> StudySpec:
     if spec is not None and spec.hash != stored.hash:
         raise ValueError(
             f"study {study.study_name!r} belongs to another spec (study / given): "
-            + "; ".join(differences(stored, spec))
+            + "; ".join(stored.differences(spec))
             + "; use the study's own spec or another study name"
         )
     return stored

@@ -17,10 +17,11 @@ from typing import Any, Literal, Self, cast, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from optuna_robustloss.seeds import derive_seed, uniform
+from optuna_robustloss.spec_files import StrictModel
 from optuna_robustloss.tasks.class_maps import class_map_for
 from optuna_robustloss.tasks.data import ROOT_VARIABLE
 
@@ -29,6 +30,10 @@ NoiseKind = Literal[
 ]
 _WITH_RATE = ("symmetric", "pair-flip", "asymmetric")
 _WITH_PATH = ("matrix", "file")
+# The field that the text after the colon fills.
+_ARGUMENT = (
+    {"human": "name"} | dict.fromkeys(_WITH_RATE, "rate") | dict.fromkeys(_WITH_PATH, "path")
+)
 _HUMAN_FILES = {
     "cifar10": Path("cifar-n/CIFAR-10_human.npz"),
     "cifar100": Path("cifar-n/CIFAR-100_human.npz"),
@@ -229,14 +234,16 @@ class NoisyLabels:
     """Realised share of wrong labels, 0 to 1."""
 
 
-class NoiseSpec(BaseModel):
-    """Which label noise; what a kind does not use must be left out.
+class NoiseSpec(StrictModel):
+    """A kind of label noise and its argument.
+
+    In YAML and in other models it is a mapping of the fields below or a text: ``none``, ``given``,
+    ``symmetric:RATE``, ``pair-flip:RATE``, ``asymmetric:RATE``, ``human:NAME``, ``matrix:PATH`` or
+    ``file:PATH``. A field that the kind does not use is an error.
 
     >>> NoiseSpec.parse("symmetric:0.8").label
     'symmetric 80 %'
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: NoiseKind
     rate: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
@@ -248,25 +255,26 @@ class NoiseSpec(BaseModel):
     """matrix: (C, C), row-stochastic. file: (N,) labels of the full training set. human: the .npz,
     by default the one under ``cifar-n`` in the data folder."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        kind, colon, argument = value.partition(":")
+        if not colon or kind not in get_args(NoiseKind):
+            return {"kind": kind}
+        if kind not in _ARGUMENT:
+            raise ValueError(f"noise kind {kind!r} takes no argument, got {argument!r}")
+        return {"kind": kind, _ARGUMENT[kind]: argument}
+
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``none``, ``symmetric:0.8``, ``human:worse_label``, ``matrix:PATH``, ``file:PATH``.
+        """Read the text form, such as ``symmetric:0.8``.
 
         Raises:
-            ValueError: an unknown kind, or an argument that is missing, superfluous or no number.
+            ValueError: the kind is unknown, or its argument is missing, superfluous or no number.
         """
-        kind, colon, argument = text.partition(":")
-        fields: dict[str, str] = {"kind": kind}
-        if colon:
-            if kind in _WITH_RATE:
-                fields["rate"] = argument
-            elif kind == "human":
-                fields["name"] = argument
-            elif kind in _WITH_PATH:
-                fields["path"] = argument
-            elif kind in get_args(NoiseKind):
-                raise ValueError(f"noise kind {kind!r} takes no argument, got {argument!r}")
-        return cls.model_validate(fields)
+        return cls.model_validate(text)
 
     @property
     def label(self) -> str:

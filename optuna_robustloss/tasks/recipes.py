@@ -8,13 +8,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from timm.optim import Lookahead
 from torch import nn
 
+from optuna_robustloss.spec_files import StrictModel
 from optuna_robustloss.tasks.models import check_model_name
 
 Precision = Literal["float32", "bfloat16"]
@@ -100,7 +101,7 @@ def _start_slow_weights(base: torch.optim.Optimizer, weights: list[nn.Parameter]
     handle = base.register_step_post_hook(hand_over)
 
 
-class Recipe(BaseModel):
+class Recipe(StrictModel):
     """Settings of one training run; fields that contradict each other are an error.
 
     Times of the schedule are fractions of the run, so that a recipe keeps its shape when ``epochs``
@@ -109,8 +110,6 @@ class Recipe(BaseModel):
     >>> Recipe(optimizer="sgd", lr=0.1, batch_size=128, epochs=10, schedule="cosine").lr_at(0.5)
     0.05
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: float = Field(gt=0, allow_inf_nan=False)
@@ -220,6 +219,16 @@ class Recipe(BaseModel):
             )
         return self
 
+
+def _check_settings(changes: dict[str, Any]) -> dict[str, Any]:
+    for key in changes:
+        if key not in Recipe.model_fields:
+            raise ValueError(f"unknown key {key!r}; known keys: {', '.join(Recipe.model_fields)}")
+    return changes
+
+
+#: Some settings of a recipe by name; their values are checked when a recipe is made of them.
+RecipeChanges = Annotated[dict[str, Any], AfterValidator(_check_settings)]
 
 _OF_SCHEDULE = ("milestones", "factors", "decay_start")
 _SMALL = Recipe(optimizer="sgd", lr=0.01, momentum=0.9, batch_size=128, epochs=100)

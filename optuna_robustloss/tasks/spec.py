@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from optuna_robustloss.spec_files import OneOrMany, StrictModel
 from optuna_robustloss.tasks.data import check_data_name
 from optuna_robustloss.tasks.noise import NoiseSpec
-from optuna_robustloss.tasks.recipes import Recipe, recipe_for
+from optuna_robustloss.tasks.recipes import Recipe, RecipeChanges, recipe_for
 
 ValidationLabels = Literal["clean", "noisy"]
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(StrictModel):
     """What one network is trained on and scored by.
 
     ``recipe`` may be a whole recipe, a mapping of the settings to change in the paper's recipe for
     this architecture and data set, or nothing.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    >>> TaskSpec.parse("mnist,mlp2,symmetric:0.8", recipe={"epochs": 20}).label
+    'mnist/mlp2/symmetric 80 %'
+    """
 
     dataset: str
     architecture: str
@@ -76,3 +79,53 @@ class TaskSpec(BaseModel):
             )
         noise = NoiseSpec.parse(parts[2] if len(parts) == 3 else "none")
         return cls(dataset=parts[0], architecture=parts[1], noise=noise, **settings)
+
+
+class TaskGrid(StrictModel):
+    """Every data set × architecture × noise."""
+
+    datasets: OneOrMany[str] = Field(min_length=1)
+    architectures: OneOrMany[str] = Field(min_length=1)
+    noise: OneOrMany[NoiseSpec] = Field(min_length=1)
+    """Noise conditions, such as ``symmetric:0.8``; see ``NoiseSpec``."""
+    recipe: RecipeChanges = Field(default_factory=dict)
+    """Changes to the paper's recipe of each architecture, such as ``epochs``."""
+    train: int | None = Field(default=None, ge=1)
+    """Training images; all that validation leaves if not set."""
+    pretrained: bool = False
+    """Start from published weights."""
+
+    def expand(
+        self,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        recipes: Mapping[str, Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> tuple[TaskSpec, ...]:
+        """Return the tasks, noise changing fastest.
+
+        Args:
+            recipe: changes to all recipes, before the grid's own.
+            recipes: changes by architecture, after the grid's own.
+            settings: further fields of ``TaskSpec``; ``train`` holds where the grid sets none.
+
+        Raises:
+            ValueError: a name is unknown, or a recipe contradicts itself.
+
+        """
+        settings |= {"train": self.train or settings.get("train"), "pretrained": self.pretrained}
+        common = {**(recipe or {}), **self.recipe}
+        return tuple(
+            TaskSpec.model_validate(
+                settings
+                | {
+                    "dataset": dataset,
+                    "architecture": architecture,
+                    "noise": noise,
+                    "recipe": {**common, **(recipes or {}).get(architecture, {})},
+                }
+            )
+            for dataset in self.datasets
+            for architecture in self.architectures
+            for noise in self.noise
+        )

@@ -4,9 +4,9 @@ import pytest
 
 from optuna_robustloss.benchmark.regimes import best_moment, measure
 from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
-from optuna_robustloss.benchmark.spec import parse_benchmark
+from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
-SPEC = parse_benchmark(
+SPEC = BenchmarkSpec.from_values(
     {
         "name": "tiny",
         "methods": ["ce", "gce"],

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from optuna_robustloss.benchmark.methods import check_method
-from optuna_robustloss.benchmark.spec import load_benchmark, parse_benchmark
-from optuna_robustloss.spec_files import load_spec
+from optuna_robustloss.benchmark.spec import BenchmarkSpec
+from optuna_robustloss.search.spec import StudySpec
 
 STUDIES = Path(__file__).parents[2] / "studies"
 SHIPPED = [
@@ -22,18 +22,18 @@ MINIMAL = {
 
 
 def spec(**changes):
-    return parse_benchmark(MINIMAL | changes, "bench.yaml")
+    return BenchmarkSpec.from_values(MINIMAL | changes, "bench.yaml")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_benchmarks_load(name):
-    shipped = load_benchmark(STUDIES / f"{name}.yaml")
+    shipped = BenchmarkSpec.from_yaml(STUDIES / f"{name}.yaml")
     assert shipped.name == name
     assert len(shipped.cells()) == len(shipped.methods) * len(shipped.task_specs) * shipped.seeds
 
 
 def test_the_small_benchmark_has_every_method_and_every_kind_of_task():
-    small = load_benchmark(STUDIES / "small.yaml")
+    small = BenchmarkSpec.from_yaml(STUDIES / "small.yaml")
     assert {t.architecture for t in small.task_specs} == {"mlp2", "mlp3", "cnn4"}
     assert {t.dataset for t in small.task_specs} == {"mnist", "kmnist", "cifar10"}
     kinds = {t.noise.kind for t in small.task_specs}
@@ -106,14 +106,14 @@ def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_benchmark(path)
+        BenchmarkSpec.from_yaml(path)
 
 
 def test_a_search_is_no_benchmark_and_the_other_way_round():
-    with pytest.raises(ValueError, match=r"digits\.yaml is a search: run it with 'optuna-robustl"):
-        load_benchmark(STUDIES / "digits.yaml")
-    with pytest.raises(ValueError, match=r"small\.yaml is a benchmark: run it with"):
-        load_spec(STUDIES / "small.yaml")
+    with pytest.raises(ValueError, match=r"digits\.yaml: this is a search: run it with"):
+        BenchmarkSpec.from_yaml(STUDIES / "digits.yaml")
+    with pytest.raises(ValueError, match=r"small\.yaml: this is a benchmark: run it with"):
+        StudySpec.from_yaml(STUDIES / "small.yaml")
 
 
 def test_a_key_at_its_default_is_not_part_of_the_hash():

@@ -7,19 +7,19 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FixedTrial, TrialState
-from support.small import small_spec
+from support.small import search_space, small_spec
 
 from optuna_robustloss.losses import MAE_THETA
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.space import LossParameters, TaylorSpace
+from optuna_robustloss.search.space import LossParameters
 from optuna_robustloss.training.score import Score
 from optuna_robustloss.training.suite import SuiteScore
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 LABEL = "digits/mlp2/symmetric 40 %"
-SPACE = TaylorSpace(half_width=1.5)
+SPACE = search_space(half_width=1.5)
 
 
 def objective(**changes):
@@ -47,7 +47,7 @@ def searched(evaluate, n_trials, *, sampler=None, enqueue=(), pruner=None):
 
 def test_candidates_of_a_generation_share_all_randomness():
     """The same loss scores the same within a generation, and anew in the next."""
-    start = TaylorSpace(half_width=1.5).start_point
+    start = search_space(half_width=1.5).start_point
     trials = searched(objective(), 13, enqueue=[start] * 13, sampler=cmaes()).trials
     generations = [trial.user_attrs["generation"] for trial in trials]
     assert generations == [0] * 5 + [1] * 4 + [2] * 4  # trial 0 is the start loss
@@ -113,7 +113,7 @@ def test_each_round_of_repetitions_has_its_own_randomness():
 
 
 def test_another_seed_of_the_spec_is_another_draw():
-    start = TaylorSpace().start_point
+    start = search_space().start_point
     curves = [
         tuple(
             searched(objective(seed=seed), 1, enqueue=[start]).trials[0].intermediate_values.items()
@@ -184,7 +184,7 @@ def test_reports_are_stored_without_a_warning():
 
 
 def test_horizons_average_the_accuracy_at_two_lengths():
-    start = TaylorSpace(half_width=1.5).start_point
+    start = search_space(half_width=1.5).start_point
     values = {}
     for horizons in ((1,), (2,), (1, 2)):
         evaluate = objective(horizons=horizons)
@@ -194,7 +194,7 @@ def test_horizons_average_the_accuracy_at_two_lengths():
 
 
 def test_the_best_epoch_is_noted_when_it_is_what_counts():
-    trial = FixedTrial(TaylorSpace().start_point)
+    trial = FixedTrial(search_space().start_point)
     value = objective(score="best", recipe={"epochs": 6})(trial)
     assert 0 < trial.user_attrs[f"best epoch {LABEL}"] <= 6
     assert value == trial.user_attrs[f"accuracy {LABEL}"]
@@ -246,7 +246,7 @@ def test_plain_optimize_completes_every_trial(sampler, pruner):
 
 
 def test_a_fixed_trial_is_worth_what_the_first_generation_gives_it():
-    start = TaylorSpace(half_width=1.5).start_point
+    start = search_space(half_width=1.5).start_point
     assert objective()(FixedTrial(start)) == searched(objective(), 1, enqueue=[start]).best_value
 
 

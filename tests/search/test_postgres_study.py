@@ -190,7 +190,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
     url = server.create_database("late")
     spec = small_spec(popsize=10, generations=2)
     path = tmp_path / "spec.yaml"
-    path.write_text(spec.to_json())
+    path.write_text(spec.model_dump_json())
     create = ["create-study", "--storage", url, "--study-name", "s", "--direction", "maximize"]
     subprocess.run(
         [Path(sys.executable).with_name("optuna"), *create], check=True, capture_output=True

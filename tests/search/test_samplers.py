@@ -10,9 +10,9 @@ from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.samplers import make_sampler
+from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study, finished_study, open_study
 from optuna_robustloss.search.worker import run_trials
-from optuna_robustloss.spec_files import parse_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -31,7 +31,7 @@ class Quick(NoisyLabelObjective):
 def refused(**changes):
     values = small_spec().model_dump(mode="json") | changes
     with pytest.raises(ValueError, match=r"^study\.yaml: ") as error:
-        parse_spec(values, "study.yaml")
+        StudySpec.from_values(values, "study.yaml")
     assert "\n" not in str(error.value)
     return str(error.value)
 

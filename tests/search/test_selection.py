@@ -282,7 +282,7 @@ def test_the_selected_loss_says_where_it_comes_from(searched, tmp_path):
     assert provenance.pop("exported").startswith("20")
     assert provenance == {
         "study": "done",
-        "spec": json.loads(spec.to_json()),
+        "spec": json.loads(spec.model_dump_json()),
         "spec_hash": spec.hash,
         "optuna_robustloss_version": study.user_attrs["optuna_robustloss_version"],
         "chosen": winner.name,

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.small import search_space
 
-from optuna_robustloss.search.space import TaylorSpace
-from optuna_robustloss.search.spec import StudySpec, differences
-from optuna_robustloss.spec_files import load_spec, parse_spec
+from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.tasks.noise import NoiseSpec
 from optuna_robustloss.tasks.recipes import recipe_for
 
@@ -25,7 +24,7 @@ RATE = {"kind": "symmetric", "rate": 0.4}
 
 
 def spec(**changes):
-    return parse_spec(MINIMAL | changes, "study.yaml")
+    return StudySpec.from_values(MINIMAL | changes, "study.yaml")
 
 
 def message(**changes):
@@ -58,7 +57,7 @@ PROMISED = {
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_shipped_studies_have_the_tasks_they_promise(name):
-    shipped = load_spec(STUDIES / f"{name}.yaml")
+    shipped = StudySpec.from_yaml(STUDIES / f"{name}.yaml")
     assert shipped.name == name
     assert [task.label for task in shipped.tasks] == PROMISED[name]
 
@@ -69,11 +68,11 @@ def test_every_shipped_study_loads_without_a_warning():
         searches = [p for p in STUDIES.glob("*.yaml") if "methods:" not in p.read_text()]
         assert len(searches) >= 10
         for path in searches:
-            assert load_spec(path).n_trials > 100, path.name
+            assert StudySpec.from_yaml(path).n_trials > 100, path.name
 
 
 def test_the_mixture_searches_range_and_cross_entropy_in_six_coordinates():
-    space = load_spec(STUDIES / "mixture.yaml").space.distributions
+    space = StudySpec.from_yaml(STUDIES / "mixture.yaml").space.distributions
     assert len(space) == 8
     assert [name for name, d in space.items() if d.log] == [
         "theta_eta",
@@ -104,8 +103,9 @@ def test_tasks_share_the_split_and_the_changes_to_their_own_recipes():
 
 
 def test_defaults_are_the_papers_space_around_mae():
-    assert spec().space == TaylorSpace()
+    assert spec().space.distributions == search_space().distributions
     assert len(spec().space.distributions) == 12
+    assert spec().space.start == "mae"
 
 
 def test_one_name_is_a_list_of_one():
@@ -132,7 +132,7 @@ def test_ranges_are_two_numbers():
 
 def test_an_unknown_key_is_named_with_all_known_ones():
     text = message(epochs=3)
-    assert "unknown key 'epochs'; known keys: name, datasets," in text
+    assert "unknown key 'epochs'; known keys: " in text
     assert all(key in text for key in StudySpec.model_fields)
 
 
@@ -144,13 +144,13 @@ def test_an_unknown_key_of_the_recipe_is_named_with_its_known_ones():
 
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match=r"study\.yaml: datasets: Field required$"):
-        parse_spec({k: v for k, v in MINIMAL.items() if k != "datasets"}, "study.yaml")
+        StudySpec.from_values({k: v for k, v in MINIMAL.items() if k != "datasets"}, "study.yaml")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("noise", "symetric:0.8", ["noise.kind", "'symmetric'", "'symetric'"]),
+        ("noise", "symetric:0.8", ["noise.0.kind", "'symmetric'", "'symetric'"]),
         ("noise", "symmetric", ["noise", "needs a rate"]),
         ("noise", {"kind": "symmetric", "rte": 0.4}, ["unknown key 'noise.0.rte'"]),
         ("noise", [], ["noise", "at least 1 item"]),
@@ -168,8 +168,10 @@ def test_a_missing_key_is_named():
         ("score", "mean", ["score", "'last' or 'best'"]),
         ("popsize", 1, ["popsize", "greater than or equal to 4"]),
         ("generations", 0, ["generations", "greater than or equal to 1"]),
-        ("eta", [4, 0.04], ["range of eta needs 0 < low < high"]),
-        ("eta", 0, ["eta must be a positive number or a range"]),
+        ("eta", [4, 0.04], ["eta: expected a number, above 0, or a range", "[4, 0.04]"]),
+        ("eta", 0, ["eta: expected a number, above 0, or a range", "(got 0)"]),
+        ("hopeless_after", 0.07, ["'hopeless_after' is now 'stop_at_chance_after'"]),
+        ("rungs", 0.5, ["'rungs' is now 'prune_at'"]),
         ("start", "sce", ["set cross_entropy_weight"]),
         ("half_width", 0, ["half_width", "greater than 0"]),
         ("finalist_seeds", 2, ["finalist_seeds", "greater than or equal to 3"]),
@@ -191,7 +193,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "study.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"study\.yaml: a study spec is a mapping"):
-        load_spec(path)
+        StudySpec.from_yaml(path)
 
 
 @pytest.mark.parametrize("content", [b"name: [unclosed", b"\xff\xfe\x00", b"a: b: c"])
@@ -199,12 +201,12 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path, content):
     path = tmp_path / "study.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"study\.yaml is not YAML"):
-        load_spec(path)
+        StudySpec.from_yaml(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no study spec .*none\.yaml"):
-        load_spec(tmp_path / "none.yaml")
+        StudySpec.from_yaml(tmp_path / "none.yaml")
 
 
 # --- Identity ---
@@ -256,21 +258,25 @@ def unchanged(key):
     return MINIMAL | ({"phases": 2} if key.startswith(("late_", "switch")) else {})
 
 
-def test_every_key_is_part_of_the_hash():
+def test_every_key_is_part_of_the_hash_and_of_the_differences():
     assert CHANGES.keys() == StudySpec.model_fields.keys()
-    changed = [StudySpec.model_validate(unchanged(k) | {k: v}) for k, v in CHANGES.items()]
-    hashes = {found.hash for found in changed}
-    assert len(hashes | {spec().hash}) == len(CHANGES) + 1
+    hashes = {spec().hash}
+    for key, value in CHANGES.items():
+        before, changed = (StudySpec(**unchanged(key) | c) for c in ({}, {key: value}))
+        (difference,) = before.differences(changed)
+        assert difference.startswith(f"{key}: ")
+        hashes.add(changed.hash)
+    assert len(hashes) == len(CHANGES) + 1
+    assert spec().differences(spec()) == []
 
 
-@pytest.mark.parametrize("key", CHANGES)
-def test_differences_name_the_key_and_both_values(key):
-    before, changed = (
-        StudySpec.model_validate(unchanged(key) | c) for c in ({}, {key: CHANGES[key]})
-    )
-    (difference,) = differences(before, changed)
-    assert difference.startswith(f"{key}: ")
-    assert differences(spec(), spec()) == []
+def test_a_key_at_its_default_is_not_part_of_the_hash():
+    """A later version with one more key then goes on with the studies of today."""
+    fields = StudySpec.model_fields.items()
+    defaults = {
+        n: f.get_default(call_default_factory=True) for n, f in fields if not f.is_required()
+    }
+    assert spec(**defaults).hash == spec().hash
 
 
 def test_the_order_of_keys_is_not_part_of_the_hash(tmp_path):
@@ -279,7 +285,7 @@ def test_the_order_of_keys_is_not_part_of_the_hash(tmp_path):
     hashes = set()
     for items in (list(values.items()), list(values.items())[::-1]):
         path.write_text(yaml.safe_dump(dict(items), sort_keys=False))
-        hashes.add(load_spec(path).hash)
+        hashes.add(StudySpec.from_yaml(path).hash)
     hashes.add(spec(recipe={"epochs": 3, "lr": 0.1}).hash)
     assert len(hashes) == 1
 
@@ -287,6 +293,6 @@ def test_the_order_of_keys_is_not_part_of_the_hash(tmp_path):
 @pytest.mark.parametrize("changes", [{}, {"eta": [1, 2], "horizons": [1, 2], "noise": "none"}])
 def test_a_spec_survives_its_json(changes):
     before = spec(**changes)
-    after = parse_spec(json.loads(before.to_json()), "database")
+    after = StudySpec.from_values(json.loads(before.model_dump_json()), "database")
     assert after == before
     assert after.hash == before.hash

@@ -17,7 +17,7 @@ from search.test_spec import spec
         ("symmetric:0.4", 1999, "validates on 1999 noisy labels.*2 000"),
     ],
 )
-def test_noisy_labels_that_do_not_rank_losses_are_warned_of(noise, validation, warning):
+def test_noisy_labels_that_rank_losses_unreliably_raise_a_warning(noise, validation, warning):
     with pytest.warns(UserWarning, match=warning):
         spec(noise=noise, validation=validation, validation_labels="noisy")
 
@@ -29,27 +29,27 @@ def test_noisy_labels_that_do_not_rank_losses_are_warned_of(noise, validation, w
         {"noise": "symmetric:0.4", "validation": 2000, "validation_labels": "noisy"},
     ],
 )
-def test_labels_that_do_are_not(changes):
+def test_labels_that_rank_losses_raise_no_warning(changes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         spec(**changes)
 
 
-@pytest.mark.parametrize("rungs", [[0], [1], [-0.5, 0.5], [2.5]])
-def test_rungs_are_counted_in_networks(rungs):
-    with pytest.raises(ValueError, match="trains 1 for a candidate: they must lie"):
-        spec(prune_at=rungs)
+@pytest.mark.parametrize("moments", [[0], [1], [-0.5, 0.5], [2.5]])
+def test_pruning_moments_are_counted_in_networks(moments):
+    with pytest.raises(ValueError, match="trains 1 for a candidate: each must lie"):
+        spec(prune_at=moments)
     assert spec(prune_at=0.75).prune_at == (0.75,)
     assert spec(prune_at=[1, 1.5], architectures=["mlp2", "mlp3"]).prune_at == (1, 1.5)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 7])
-def test_the_moment_of_the_hopeless_is_a_share(share):
+def test_stop_at_chance_after_is_a_share(share):
     with pytest.raises(ValueError, match="stop_at_chance_after"):
         spec(stop_at_chance_after=share)
 
 
-def test_rungs_are_an_option_of_our_sampler():
+def test_pruning_moments_need_the_generational_sampler():
     with pytest.raises(ValueError, match="prune_at is an option of sampler: generational"):
         spec(prune_at=[0.5], sampler="tpe")
 

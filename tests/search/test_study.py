@@ -249,7 +249,7 @@ def wait_until_trial_2_trains(url, process):
 def test_an_interrupted_search_keeps_what_is_done_and_goes_on(name, tmp_path, url):
     """Ctrl-C and a stop end cleanly; what a killed worker leaves, the next one clears away."""
     spec_file = tmp_path / "small.yaml"
-    spec_file.write_text(SPEC.to_json())  # JSON is YAML
+    spec_file.write_text(SPEC.model_dump_json())  # JSON is YAML
     create_study(SPEC, url, "small")
     command = ["search", spec_file, "--storage", url, "--seeds", "0", "--candidates", "1"]
     process = in_another_process("-c", STUCK, *command, cwd=tmp_path)
@@ -277,7 +277,7 @@ def test_the_same_seed_gives_the_same_trials_in_another_process(url, tmp_path):
     """The script for workers, on a study that Optuna's own command would make."""
     spec = small_spec(generations=2)
     spec_file = tmp_path / "small.yaml"
-    spec_file.write_text(spec.to_json())
+    spec_file.write_text(spec.model_dump_json())
     optuna.create_study(storage=url, study_name="theirs", direction="maximize")
     process = in_another_process(WORKER, "theirs", "--storage", url, "--spec", spec_file)
     printed, _ = process.communicate(timeout=120)

@@ -151,7 +151,7 @@ def check_study(url: str, name: str, spec: StudySpec, patience: float = 60) -> S
     assert sorted(t.number for told in generations.told for t in told) == first
     if spec.surplus == "wait":
         assert first == [t.number for t in complete]
-        assert state(study) == undisturbed(spec.to_json())
+        assert state(study) == undisturbed(spec.model_dump_json())
     return study
 
 

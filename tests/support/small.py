@@ -1,5 +1,6 @@
 """Studies on scikit-learn's digits that train in hundredths of a second per trial."""
 
+from optuna_robustloss.search.space import SearchSpace, SpaceOptions
 from optuna_robustloss.search.spec import StudySpec
 
 #: Learns in 40 steps, so that candidates differ and few are given up early.
@@ -24,6 +25,11 @@ def small_spec(**changes) -> StudySpec:
         "finalists": 2,
     }
     return StudySpec.model_validate(values | changes)
+
+
+def search_space(prefix: str | None = None, **options) -> SearchSpace:
+    """Return the space of ``SpaceOptions(**options)``."""
+    return SearchSpace(SpaceOptions(**options), prefix)
 
 
 def left_running(study, sign=None, attributes=()):
