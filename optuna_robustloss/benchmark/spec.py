@@ -35,9 +35,9 @@ class BenchmarkSpec(SpecFile):
     """Changes to the paper's recipe of each architecture, such as ``epochs``."""
     train: int | None = Field(default=None, ge=1)
     """Training images; all that validation leaves if not set."""
-    validation: int = Field(default=1000, ge=2)
+    validation: int = Field(default=1000, ge=0)
     """Validation images, of which clean and noisy labels are used in turn."""
-    few: int = Field(default=200, ge=1)
+    few: int = Field(default=200, ge=0)
     """How many of them are clean, where only few are."""
     test: int | None = Field(default=None, ge=1)
     """Test images, drawn anew for each seed; all if not set."""

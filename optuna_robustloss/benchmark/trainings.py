@@ -168,9 +168,8 @@ def watched_parts(task: Task, spec: BenchmarkSpec, seed: int) -> dict[str, Label
     if task.clean_train_labels is not None:
         given, clean = train.labels[train.index], task.clean_train_labels[train.index]
         wrong = train.index[given != clean][:WATCHED_WRONG]
-        if len(wrong):
-            parts["memorised"] = replace(train, index=wrong)
-    return parts
+        parts["memorised"] = replace(train, index=wrong)
+    return {name: part for name, part in parts.items() if len(part)}
 
 
 def _moments(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,14 +50,15 @@ def search(
     threads: Threads = 1,
 ) -> None:
     """Create a study or go on with it, choose the loss, and compare it with hand-made ones."""
-    from optuna_robustloss.cli.search_result import export_loss, show_comparison
+    from optuna_robustloss.benchmark.evaluate import LossEntry
+    from optuna_robustloss.benchmark.trainings import Options
+    from optuna_robustloss.cli.search_result import export_loss, show_losses
     from optuna_robustloss.cli.worker_pool import Crew, done
     from optuna_robustloss.distributed.storage import open_storage, safe_url
     from optuna_robustloss.losses import TaylorLoss
     from optuna_robustloss.search.objective import NoisyLabelObjective
     from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import create_study, finished_study
-    from optuna_robustloss.training.compare import Contender, contenders_by_name
 
     with clear_errors():
         set_up_process(threads)
@@ -77,19 +77,15 @@ def search(
         path = out or Path(f"{name}.json")
         loss = export_loss(study, objective, path)
         if seeds > 0:
-            found = partial(type(loss).load, path)
-            own = [f"mae@{loss.eta:.4g}"] if isinstance(loss, TaylorLoss) else ["sce-then-confirm"]
-            names = ["ce", "gce", "sce", "mae", *own, "gce*best", "sce*best"]
+            own = f"mae@{loss.eta:.4g}" if isinstance(loss, TaylorLoss) else "sce-then-confirm"
+            controls = ["ce", "gce", "sce", "mae", own, "gce*best", "sce*best"]
+            entries = [
+                LossEntry(f"found ({path.name})", str(path)),
+                *map(LossEntry.parse, controls),
+            ]
+            options = Options(device=objective.device, root=root)
             for task in study_spec.tasks:
-                contenders = [Contender(f"found ({path.name})", found), *contenders_by_name(names)]
-                show_comparison(
-                    task,
-                    contenders,
-                    seeds=seeds,
-                    seed=study_spec.seed,
-                    device=objective.device,
-                    root=root,
-                )
+                show_losses(task, entries, seeds=seeds, seed=study_spec.seed, options=options)
         print_line(f"database: {safe_url(url)}")
         print_line(f"loss: {path}")
 
@@ -193,7 +189,7 @@ def evaluate(
     losses: Annotated[
         list[str],
         typer.Argument(
-            help="Loss files, names of the zoo, ce, gce, sce, mae, mae@ETA; *0.2 scales, "
+            help="Loss files, names of the zoo and methods such as ce, gce, mae@ETA; *0.2 scales, "
             "*best tunes the scale on validation data."
         ),
     ],
@@ -213,10 +209,11 @@ def evaluate(
     threads: Threads = 1,
 ) -> None:
     """Train with each loss under one recipe, data and noise; measure clean test accuracy."""
-    from optuna_robustloss.cli.search_result import show_comparison
-    from optuna_robustloss.report.tables import comparison_json
+    from optuna_robustloss.benchmark.evaluate import LossEntry
+    from optuna_robustloss.benchmark.trainings import Options
+    from optuna_robustloss.cli.search_result import show_losses
+    from optuna_robustloss.report.tables import losses_json
     from optuna_robustloss.tasks.spec import TaskSpec
-    from optuna_robustloss.training.compare import contenders_by_name
 
     with clear_errors():
         set_up_process(threads)
@@ -227,17 +224,8 @@ def evaluate(
             validation=validation,
             recipe={key: value for key, value in changes.items() if value is not None},
         )
-        contenders = contenders_by_name(losses)
-        for contender in contenders:
-            contender.criterion(2)  # an unknown name shows before anything is trained
-        results = show_comparison(
-            spec,
-            contenders,
-            seeds=seeds,
-            seed=seed,
-            device=device,
-            root=root,
-        )
+        entries = [LossEntry.parse(name) for name in losses]
+        options = Options(device=device, root=root)
+        results = show_losses(spec, entries, seeds=seeds, seed=seed, options=options)
         if json_file:
-            text = comparison_json(spec, seed, results)
-            json_file.write_text(text, encoding="utf-8")
+            json_file.write_text(losses_json(spec, seed, results), encoding="utf-8")

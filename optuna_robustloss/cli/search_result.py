@@ -8,14 +8,14 @@ from typing import Any
 
 from optuna.study import Study
 
+from optuna_robustloss.benchmark.evaluate import LossEntry, LossResult, evaluate_losses
 from optuna_robustloss.cli.console import console
 from optuna_robustloss.cli.progress import bar
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
-from optuna_robustloss.report.tables import comparison_table, generation_table, selection_table
+from optuna_robustloss.report.tables import generation_table, losses_table, selection_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import Selection, select, selected_loss, stored_selection
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.compare import Contender, Result, compare
 
 
 def _select(study: Study, objective: NoisyLabelObjective) -> Selection:
@@ -44,19 +44,17 @@ def export_loss(study: Study, objective: NoisyLabelObjective, out: Path) -> Tayl
     return loss
 
 
-def show_comparison(
-    spec: TaskSpec, contenders: Sequence[Contender], **options: Any
-) -> list[Result]:
-    """Compare losses on a task with a progress bar, and show the table; see ``compare``."""
+def show_losses(task: TaskSpec, entries: Sequence[LossEntry], **options: Any) -> list[LossResult]:
+    """Call ``evaluate_losses`` under a progress bar, show its table and return the results."""
     with bar(console) as progress:
-        task = progress.add_task("comparison", total=None, note=spec.label)
-        results = compare(
-            spec,
-            contenders,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        row = progress.add_task("comparison", total=None, note=task.label)
+        results = evaluate_losses(
+            task,
+            entries,
+            on_progress=lambda done, total: progress.update(row, completed=done, total=total),
             **options,
         )
     seeds = len(results[0].accuracies)
-    title = f"{spec.label}: clean test accuracy at the last epoch, {seeds} seeds"
-    console.print(comparison_table(results, title))
+    title = f"{task.label}: clean test accuracy at the last epoch, {seeds} seeds"
+    console.print(losses_table(results, title))
     return results

@@ -10,34 +10,38 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from rich.table import Table
 
+from optuna_robustloss.benchmark.evaluate import LossResult
 from optuna_robustloss.search.selection import Selection
 from optuna_robustloss.search.status import Status
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.compare import Result
 
 
-def comparison_table(results: Sequence[Result], title: str) -> Table:
-    """Test accuracy of each loss, in percent, mean ± standard deviation over seeds."""
+def losses_table(results: Sequence[LossResult], title: str) -> Table:
+    """Show the test accuracy of each loss in percent: mean ± standard deviation over seeds."""
     table = Table(title=title, title_justify="left")
     table.add_column("loss")
     table.add_column("test accuracy, %", justify="right")
     table.add_column("seeds", justify="right")
     best = max(result.mean for result in results)
     for result in results:
-        name = result.name + (f" × {result.scale:g}" if result.scale is not None else "")
+        scales = sorted({f"{scale:g}" for scale in result.scales or ()}, key=float)
         text = f"{100 * result.mean:.1f} ± {100 * result.std:.1f}"
-        style = "bold" if result.mean == best else None
-        table.add_row(name, text, str(len(result.accuracies)), style=style)
+        table.add_row(
+            result.label + (f" × {', '.join(scales)}" if scales else ""),
+            text,
+            str(len(result.accuracies)),
+            style="bold" if result.mean == best else None,
+        )
     return table
 
 
-def comparison_json(task: TaskSpec, seed: int, results: Sequence[Result]) -> str:
-    """Return the figures of a comparison, with the task, as JSON."""
+def losses_json(task: TaskSpec, seed: int, results: Sequence[LossResult]) -> str:
+    """Return the task, the seed and the accuracies of each loss as JSON."""
     figures = {
         "task": task.model_dump(mode="json"),
         "seed": seed,
         "results": [
-            {"loss": r.name, "scale": r.scale, "test_accuracy": list(r.accuracies)} for r in results
+            {"loss": r.label, "scales": r.scales, "test_accuracy": r.accuracies} for r in results
         ],
     }
     return json.dumps(figures, indent=2) + "\n"

@@ -205,7 +205,7 @@ def test_evaluate_compares_losses_of_any_name(tmp_path):
     assert figures["task"]["recipe"]["epochs"] == 2
     results = figures["results"]
     assert [r["loss"] for r in results] == [*names[:4], "sce, best scale"]
-    assert [r["scale"] is None for r in results] == [True] * 4 + [False]
+    assert [r["scales"] is None for r in results] == [True] * 4 + [False]
     for result in results:
         mean = sum(result["test_accuracy"]) / 2
         assert len(result["test_accuracy"]) == 2
