@@ -32,11 +32,13 @@ if TYPE_CHECKING:
         canonical,
         equivalent,
         list_losses,
+        list_methods,
         load_loss,
         loss_range,
+        make_loss,
+        save_loss,
         taylor_loss,
     )
-    from optuna_robustloss.losses.registry import make_loss
     from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
     from optuna_robustloss.search.objective import NoisyLabelObjective
     from optuna_robustloss.search.spec import StudySpec
@@ -72,11 +74,13 @@ __all__ = [
     "create_study",
     "equivalent",
     "list_losses",
+    "list_methods",
     "load_loss",
     "loss_range",
     "make_loss",
     "open_storage",
     "open_study",
+    "save_loss",
     "suggest_taylor_loss",
     "taylor_loss",
 ]
@@ -88,7 +92,6 @@ _MODULES = {
     "StudySpec": "search.spec",
     "TaskSpec": "tasks.spec",
     "create_study": "search.study",
-    "make_loss": "losses.registry",
     "open_storage": "distributed.storage",
     "open_study": "search.study",
     "suggest_taylor_loss": "search.suggest",

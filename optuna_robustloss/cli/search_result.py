@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna_robustloss.benchmark.evaluate import LossEntry, LossResult, evaluate_losses
 from optuna_robustloss.cli.console import console
 from optuna_robustloss.cli.progress import bar
-from optuna_robustloss.losses import PhasedLoss, TaylorLoss
+from optuna_robustloss.losses import PhasedLoss, TaylorLoss, save_loss
 from optuna_robustloss.report.tables import generation_table, losses_table, selection_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import Selection, select, selected_loss, stored_selection
@@ -40,7 +40,7 @@ def export_loss(study: Study, objective: NoisyLabelObjective, out: Path) -> Tayl
             "better than its start."
         )
     loss = selected_loss(study, selection, objective)
-    loss.save(out)
+    save_loss(loss, out)
     return loss
 
 

@@ -1,14 +1,30 @@
-"""Losses: the searched family, hand-made ones to compare with, and the zoo. Needs torch only."""
+"""Losses: the searched Taylor family, published ones, the zoo. Needs PyTorch only.
+
+The folder imports nothing of the rest of the package and can be copied out.
+"""
 
 from .base import ClassificationLoss
+from .closed_form import ClosedForm, closed_form
 from .phased import PhasedLoss
-from .published.asymmetric import AGCELoss, NCEandAGCELoss
-from .published.corrected import BootstrapLoss, ForwardCorrectionLoss, LabelSmoothingLoss
-from .published.elr import ELRLoss
-from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
-from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .published import (
+    AGCELoss,
+    ANLCELoss,
+    BootstrapLoss,
+    ELRLoss,
+    EpsilonSoftmaxLoss,
+    ForwardCorrectionLoss,
+    GCELoss,
+    LabelSmoothingLoss,
+    MAELoss,
+    NCEandAGCELoss,
+    NCEandMAELoss,
+    NCEandRCELoss,
+    NCELoss,
+    SCELoss,
+)
+from .registry import list_methods, make_loss
 from .scaled import ScaledLoss
+from .serialization import load_loss, save_loss
 from .taylor.loss import TaylorLoss, taylor_loss
 from .taylor.polynomial import (
     CONFIRM_THETA,
@@ -20,7 +36,7 @@ from .taylor.polynomial import (
     from_canonical,
 )
 from .taylor.range import loss_range
-from .zoo import list_losses, load_loss
+from .zoo import list_losses
 
 __all__ = [
     "CONFIRM_THETA",
@@ -30,6 +46,7 @@ __all__ = [
     "ANLCELoss",
     "BootstrapLoss",
     "ClassificationLoss",
+    "ClosedForm",
     "ELRLoss",
     "EpsilonSoftmaxLoss",
     "ForwardCorrectionLoss",
@@ -46,10 +63,14 @@ __all__ = [
     "TaylorLoss",
     "canonical",
     "canonical_names",
+    "closed_form",
     "equivalent",
     "from_canonical",
     "list_losses",
+    "list_methods",
     "load_loss",
     "loss_range",
+    "make_loss",
+    "save_loss",
     "taylor_loss",
 ]

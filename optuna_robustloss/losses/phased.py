@@ -7,19 +7,30 @@ wrong. So a loss that fits fast may come first, if another takes over in time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import files
-from . import serialization as parts
 from .closed_form import ClosedForm, closed_form, late_share
 
 #: Share of the steps that the change takes, if nothing else is said.
 DEFAULT_WIDTH = 0.04
+
+
+def _outside_graphs(method: Callable[[PhasedLoss], float]) -> Callable[[PhasedLoss], float]:
+    """Apply ``torch.compiler.disable``, but at the first call: it imports ``torch._dynamo``."""
+    disabled: list[Callable[[PhasedLoss], float]] = []
+
+    @wraps(method)
+    def call(loss: PhasedLoss) -> float:
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
+        return disabled[0](loss)
+
+    return call
 
 
 class PhasedLoss(nn.Module):
@@ -43,7 +54,6 @@ class PhasedLoss(nn.Module):
         switch: share of ``total_steps`` after which the change begins.
         width: share of ``total_steps`` that the change takes; 0 is a change at once.
         total_steps: optimiser steps of the training; may be None where ``progress`` is set.
-        provenance: what is known of the loss's origin; kept with it in its file.
 
     Raises:
         ValueError: an argument is out of its domain, the change would not be over by the end, the
@@ -68,7 +78,6 @@ class PhasedLoss(nn.Module):
         switch: float,
         width: float = DEFAULT_WIDTH,
         total_steps: int | None = None,
-        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= switch <= 1:
@@ -95,7 +104,7 @@ class PhasedLoss(nn.Module):
         self.switch = float(switch)
         self.width = float(width)
         self.total_steps = total_steps
-        self.provenance: dict[str, Any] = dict(provenance or {})
+        self.provenance: dict[str, Any] = {}  # set by ``load_loss``
         self.reduction = reductions[1]
         self._progress: float | None = None
         self._weight = late_share(0.0, self.switch, self.width)
@@ -177,7 +186,7 @@ class PhasedLoss(nn.Module):
         self.steps = steps
         return self
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a plain number, another each step
+    @_outside_graphs  # a plain number, another each step
     def _advance(self) -> float:
         """Return the weight of the late loss at this step, and count it."""
         progress = self._progress
@@ -217,74 +226,6 @@ class PhasedLoss(nn.Module):
     def extra_repr(self) -> str:
         """Print when the loss changes."""
         return f"switch={self.switch:g}, width={self.width:g}, total_steps={self.total_steps}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything the loss is, ready for JSON (``reduction``, weights, count apart)."""
-        return {
-            "early": parts.describe(self.early),
-            "late": parts.describe(self.late),
-            "switch": self.switch,
-            "width": self.width,
-            "total_steps": self.total_steps,
-            "provenance": self.provenance,
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write the loss to a JSON file, whole or not at all.
-
-        Raises:
-            ValueError: a part is not a loss of this package or PyTorch's cross-entropy.
-
-        """
-        files.write(path, self.to_dict(), files.PHASED)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        num_classes: int | None = None,
-        *,
-        total_steps: int | None = None,
-        **options: Any,
-    ) -> PhasedLoss:
-        """Read a loss written by ``save``.
-
-        Args:
-            path: the JSON file.
-            num_classes: C of the task at hand; by default that of the file.
-            total_steps: of the training at hand; by default that of the file.
-            options: ``reduction``, ``ignore_index`` and ``weight``, of both parts.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or not a loss with phases, or an unknown option; the
-                message names the field.
-
-        """
-        if strange := [name for name in options if name not in parts.OF_THE_TASK]:
-            raise ValueError(
-                f"{strange[0]} is no option of a loss with phases; it has: total_steps, "
-                f"{', '.join(parts.OF_THE_TASK)}"
-            )
-        stored = files.read(path, files.PHASED)
-        steps = stored.setdefault("total_steps", None)
-        wrong = {
-            "switch": not files.is_number(stored.get("switch")),
-            "width": not files.is_number(stored.get("width")),
-            "total_steps": not (steps is None or type(steps) is int),
-            "provenance": not isinstance(stored.setdefault("provenance", {}), dict),
-        }
-        files.check(wrong, path)
-        early, late = (
-            parts.build(stored.get(n), f"{path}: {n}", num_classes=num_classes, options=options)
-            for n in ("early", "late")
-        )
-        steps = steps if total_steps is None else total_steps
-        arguments = {n: stored[n] for n in ("switch", "width", "provenance")}
-        try:
-            return cls(early, late, total_steps=steps, **arguments)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
 
 def _call(loss: nn.Module, logits: Tensor, target: Tensor, rest: tuple[Tensor, ...]) -> Tensor:

@@ -9,17 +9,27 @@ from functools import partial
 from torch import nn
 
 from .phased import PhasedLoss
-from .published.asymmetric import AGCELoss, NCEandAGCELoss
-from .published.corrected import BootstrapLoss, LabelSmoothingLoss
-from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
-from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from .published import (
+    AGCELoss,
+    ANLCELoss,
+    BootstrapLoss,
+    EpsilonSoftmaxLoss,
+    GCELoss,
+    LabelSmoothingLoss,
+    MAELoss,
+    NCEandAGCELoss,
+    NCEandMAELoss,
+    NCEandRCELoss,
+    NCELoss,
+    SCELoss,
+)
 from .scaled import ScaledLoss
+from .serialization import load_loss
 from .taylor.loss import TaylorLoss
 from .taylor.polynomial import CONFIRM_THETA, MAE_THETA, MSE_THETA
-from .zoo import list_losses, load_loss
+from .zoo import list_losses
 
-_HAND_MADE: dict[str, Callable[[], nn.Module]] = {
+_PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "ce": nn.CrossEntropyLoss,
     "mae": MAELoss,
     "gce": GCELoss,
@@ -35,9 +45,8 @@ _HAND_MADE: dict[str, Callable[[], nn.Module]] = {
     "anl-ce": ANLCELoss,
     "eps-softmax": EpsilonSoftmaxLoss,
 }
-#: From this many classes on, the settings published for CIFAR-100, where they are others.
-_MANY = 100
-_OF_MANY_CLASSES: dict[str, Callable[[], nn.Module]] = {
+#: Settings published for CIFAR-100, where they differ.
+_FROM_100_CLASSES: dict[str, Callable[[], nn.Module]] = {
     "sce": partial(SCELoss, alpha=6.0, beta=0.1),
     "nce+rce": partial(NCEandRCELoss, alpha=10.0, beta=0.1),
     "nce+mae": partial(NCEandMAELoss, alpha=10.0, beta=1.0),
@@ -73,6 +82,16 @@ def _number(text: str, name: str) -> float:
         raise ValueError(f"{text!r} in the loss {name!r} is not a number") from None
 
 
+def list_methods() -> list[str]:
+    """Return the names of the published and two-phase losses that ``make_loss`` takes.
+
+    >>> list_methods()[:4]
+    ['ce', 'mae', 'gce', 'sce']
+
+    """
+    return [*_PUBLISHED, *_PHASED]
+
+
 def make_loss(name: str, num_classes: int) -> nn.Module:
     """Return a loss by name.
 
@@ -99,6 +118,8 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     ``nce+agce``         α = 1, β = 4, a = 6, q = 1.5   α = 10, β = .1, a = 1.8, q = 3
     ``anl-ce``           α = β = 5, l1 = 5·10⁻⁵         α = 10, β = 1, l1 = 5·10⁻⁷
     ``eps-softmax``      α = .01, β = 5, m = 10⁵        α = .03, β = 1, m = 10⁴
+    ``sce-then-confirm`` SCE, from 8 % to 12 % of the steps into ½(1 − ŷ_t²)
+    ``ce-then-mae``      ½ CE, from 4 % to 8 % of the steps into MAE with η = .2
     ===================  =============================  ==============================
 
     ``anl-ce`` wants its L1 term from the training loop: see ``ANLCELoss``. The last row is for
@@ -115,10 +136,10 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     if "*" in name and not name.endswith(".json"):
         base, _, scale = name.rpartition("*")
         return ScaledLoss(make_loss(base, num_classes), _number(scale, name))
-    if num_classes >= _MANY and name in _OF_MANY_CLASSES:
-        return _OF_MANY_CLASSES[name]()
-    if name in _HAND_MADE:
-        return _HAND_MADE[name]()
+    if num_classes >= 100 and name in _FROM_100_CLASSES:
+        return _FROM_100_CLASSES[name]()
+    if name in _PUBLISHED:
+        return _PUBLISHED[name]()
     if name in _PHASED:
         return _PHASED[name](num_classes)
     member, at, eta = name.partition("@")
@@ -126,7 +147,7 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
         return TaylorLoss(_WITH_ETA[member], num_classes, eta=_number(eta, name))
     if name.endswith(".json") or name in list_losses():
         return load_loss(name, num_classes)
-    known = [*_HAND_MADE, *_PHASED, "mae@ETA", "mse@ETA", *list_losses()]
+    known = [*list_methods(), "mae@ETA", "mse@ETA", *list_losses()]
     close = get_close_matches(name, known, n=1)
     raise ValueError(
         f"unknown loss {name!r}"

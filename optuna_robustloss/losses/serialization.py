@@ -1,127 +1,281 @@
-"""Losses as plain values for JSON, and back: by the name of a known class and its arguments."""
+"""Losses as JSON and back: the name of a known class and its arguments, never a pickle.
+
+A file is the description of a loss (see ``describe_loss``) with three more fields: ``format``,
+``version`` and ``provenance``.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from torch import nn
+from torch import Tensor, nn
 
-from . import files
-from .published.asymmetric import AGCELoss, NCEandAGCELoss
-from .published.corrected import BootstrapLoss, LabelSmoothingLoss
-from .published.epsilon_softmax import EpsilonSoftmaxLoss
-from .published.gce_sce_mae import GCELoss, MAELoss, SCELoss
-from .published.normalized import ANLCELoss, NCEandMAELoss, NCEandRCELoss, NCELoss
+from . import published
+from .phased import PhasedLoss
 from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss
+from .taylor.polynomial import canonical
+from .zoo import list_losses, read_loss_text
 
-#: All that a file can name. A class listed here needs an attribute for each of its arguments; those
-#: that are made for one training set (``ELRLoss``, ``ForwardCorrectionLoss``) are none of them.
-CLASSES: tuple[type[nn.Module], ...] = (
-    TaylorLoss,
-    ScaledLoss,
-    nn.CrossEntropyLoss,
-    MAELoss,
-    GCELoss,
-    SCELoss,
-    BootstrapLoss,
-    LabelSmoothingLoss,
-    NCELoss,
-    NCEandRCELoss,
-    NCEandMAELoss,
-    AGCELoss,
-    NCEandAGCELoss,
-    ANLCELoss,
-    EpsilonSoftmaxLoss,
-)
-_BY_NAME = {kind.__name__: kind for kind in CLASSES}
+FORMAT = "optuna-robustloss/loss"
+VERSION = 1
+#: The format of earlier files, which held Taylor losses only.
+TAYLOR_FORMAT = "optuna-robustloss/taylor-loss"
+#: Losses that are made for one training set: their tensors do not belong into a file.
+_OF_ONE_TRAINING_SET = (published.ELRLoss, published.ForwardCorrectionLoss)
+#: What a file can name. Each argument of these classes is an attribute of the same name.
+CLASSES: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        TaylorLoss,
+        PhasedLoss,
+        ScaledLoss,
+        nn.CrossEntropyLoss,
+        *(getattr(published, name) for name in published.__all__),
+    )
+    if kind not in _OF_ONE_TRAINING_SET
+}
 #: Arguments that belong to the task at hand: they are given when a file is read, not stored.
-OF_THE_TASK = ("reduction", "ignore_index", "weight")
-_LOSS = "criterion"  # the one argument that is a loss itself
+TASK_OPTIONS = ("reduction", "ignore_index", "weight")
 _DEPRECATED = ("size_average", "reduce")  # by PyTorch; no attributes
 
 
-def describe(loss: nn.Module) -> dict[str, Any]:
-    """Return what ``build`` makes the loss of, ready for JSON.
+def save_loss(
+    loss: nn.Module, path: str | Path, *, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write a loss to a JSON file, whole or not at all.
+
+    ``reduction``, ``ignore_index`` and ``weight`` are not written: they belong to a task.
+
+    Args:
+        loss: a ``TaylorLoss``, ``PhasedLoss``, ``ScaledLoss``, ``nn.CrossEntropyLoss`` or published
+            loss, but for those of one training set (``ELRLoss``, ``ForwardCorrectionLoss``).
+        path: the file, replaced if it exists.
+        provenance: where the loss comes from, ready for JSON; by default its attribute
+            ``provenance``, which ``load_loss`` sets.
 
     Raises:
-        ValueError: the loss is not of a class in ``CLASSES``, or holds more than plain values.
+        ValueError: the loss is of another class, or holds or comes with what JSON cannot hold.
+        OSError: the file cannot be written; an existing one is unchanged.
 
-    >>> describe(ScaledLoss(GCELoss(q=0.5), 0.2))
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_loss(published.GCELoss(q=0.5), f"{folder}/gce.json", provenance={"by": "me"})
+    ...     loss = load_loss(f"{folder}/gce.json", reduction="sum")
+    >>> loss.q, loss.reduction, loss.provenance
+    (0.5, 'sum', {'by': 'me'})
+
+    """
+    if provenance is None:
+        provenance = getattr(loss, "provenance", {})
+    content = {"format": FORMAT, "version": VERSION} | describe_loss(loss)
+    try:
+        text = json.dumps(content | {"provenance": dict(provenance)}, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Cannot save {type(loss).__name__} to {path}: {error}") from None
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text + "\n", encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load_loss(name: str | Path, num_classes: int | None = None, **options: Any) -> nn.Module:
+    """Return a shipped loss by its name, or the loss of a JSON file by its path.
+
+    Args:
+        name: one of ``list_losses()``, or the path of a file written by ``save_loss``: a ``Path``,
+            or text that ends in ``.json``.
+        num_classes: C of the task at hand; by default that of the file.
+        options: ``reduction``, ``ignore_index`` and ``weight`` of the task; and arguments of the
+            loss's class that replace the stored ones, such as ``eta`` of ``TaylorLoss`` or
+            ``total_steps`` of ``PhasedLoss``.
+
+    Returns:
+        the loss, with the attribute ``provenance``: a dict, empty if nothing is known.
+
+    Raises:
+        ValueError: an unknown name (the message lists the known ones), a damaged file (it names
+            the field), or an option that the loss does not have.
+        FileNotFoundError: there is no such file.
+
+    >>> criterion = load_loss("ar_sym80", num_classes=14, eta=1.0)
+    >>> criterion.num_classes, criterion.eta, criterion.provenance["study"]
+    (14, 1.0, 'ar_sym80')
+
+    """
+    if isinstance(name, Path) or name.endswith(".json"):
+        try:
+            text = Path(name).read_bytes().decode("utf-8")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no loss file {name}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not a JSON file, or is damaged: {error}") from None
+    elif name in list_losses():
+        text = read_loss_text(name)
+    else:
+        close = get_close_matches(name, list_losses(), n=1)
+        raise ValueError(
+            f"there is no loss {name!r}"
+            + (f", did you mean {close[0]!r}?" if close else "")
+            + f" The shipped losses are: {', '.join(list_losses()) or 'none yet'}; the path of a "
+            "file must end in .json"
+        )
+    description = _parse_file(text, str(name))
+    provenance = description.pop("provenance", {})
+    if not isinstance(provenance, dict):
+        raise ValueError(f"{name}: provenance must be an object, got {provenance!r}")
+    loss = build_loss(description, str(name), num_classes=num_classes, **options)
+    loss.provenance = provenance  # type: ignore[assignment]
+    return loss
+
+
+def describe_loss(loss: nn.Module) -> dict[str, Any]:
+    """Return the class and the arguments of a loss, ready for JSON.
+
+    Raises:
+        ValueError: a class that is not in ``CLASSES``, or an argument that JSON cannot hold.
+
+    >>> describe_loss(ScaledLoss(published.GCELoss(q=0.5), 0.2))
     {'class': 'ScaledLoss', 'criterion': {'class': 'GCELoss', 'q': 0.5}, 'scale': 0.2}
 
     """
     name = type(loss).__name__
-    if type(loss) not in CLASSES:
-        raise ValueError(
-            f"a loss of the class {name} has no place in a file; those that have: "
-            f"{', '.join(_BY_NAME)}"
-        )
-    if isinstance(loss, TaylorLoss):
-        return {"class": name} | loss.to_dict()
-    values: dict[str, Any] = {"class": name}
-    for argument in _arguments(type(loss)):
+    if type(loss) is not CLASSES.get(name):
+        raise ValueError(f"Cannot save {name}: only {', '.join(CLASSES)} can be written to JSON")
+    description: dict[str, Any] = {"class": name}
+    for argument, kind in _arguments(type(loss)).items():
         value = getattr(loss, argument)
-        if not isinstance(value, nn.Module | bool | int | float | str | None):
+        if not _fits(value, kind):
             raise ValueError(
-                f"{argument} of {name} is a {type(value).__name__}, which has no place in a file"
+                f"Cannot save {name}: {argument} must be {_spell(kind)}, got {value!r}"
             )
-        values[argument] = describe(value) if isinstance(value, nn.Module) else value
-    return values
+        if isinstance(value, nn.Module):
+            value = describe_loss(value)
+        description[argument] = list(value) if isinstance(value, tuple) else value
+    if isinstance(loss, TaylorLoss):  # for readers of the file
+        description["canonical"] = canonical(loss.theta, variable=loss.variable).tolist()
+    return description
 
 
-def build(
-    stored: object,
-    where: str,
-    *,
-    num_classes: int | None = None,
-    options: Mapping[str, Any] | None = None,
+def build_loss(
+    description: object, where: str, *, num_classes: int | None = None, **options: Any
 ) -> nn.Module:
-    """Return the loss that ``describe`` described.
+    """Return the loss of a description made by ``describe_loss``.
 
     Args:
-        stored: what was read from a file, whatever that is.
+        description: any value read from JSON.
         where: file and field, for messages.
-        num_classes: takes the place of the stored one in losses that have it.
-        options: arguments named in ``OF_THE_TASK``.
+        num_classes: replaces the stored one in losses that have it.
+        options: see ``load_loss``.
 
     Raises:
-        ValueError: ``stored`` is damaged or names an unknown class; the message says where.
+        ValueError: a damaged description, or an option that the loss does not have.
 
     """
-    if not isinstance(stored, dict) or not isinstance(stored.get("class"), str):
-        raise ValueError(f"{where} is not a loss: it lacks the name of its class")
-    fields, options = dict(stored), dict(options or {})
-    name = fields.pop("class")
-    kind = _BY_NAME.get(name)
-    if kind is None:
+    if not isinstance(description, dict) or not isinstance(description.get("class"), str):
+        raise ValueError(f"{where} is not a loss: its class is missing")
+    values = dict(description)
+    name = values.pop("class")
+    if name not in CLASSES:
         raise ValueError(
-            f"{where} is a loss of the unknown class {name!r}; known: {', '.join(_BY_NAME)}. If "
-            "the file is right: update optuna-robustloss"
+            f"{where} has the unknown class {name!r}; known: {', '.join(CLASSES)}. A file of a "
+            "later version needs a later optuna-robustloss"
         )
-    if kind is TaylorLoss:
-        return TaylorLoss.from_dict(files.check_taylor(fields, where), num_classes, **options)
-    arguments = _arguments(kind)
-    if strange := [field for field in fields if field not in arguments]:
-        raise ValueError(f"{where}: {name} has no argument {strange[0]!r}; it has: {arguments}")
-    for field, value in fields.items():
-        if field == _LOSS:
-            fields[field] = build(
-                value, f"{where}.{field}", num_classes=num_classes, options=options
+    if name == "TaylorLoss":
+        values.pop("canonical", None)
+    arguments = _arguments(CLASSES[name])
+    if unknown := values.keys() - arguments.keys():
+        raise ValueError(
+            f"{where}: {name} has no argument {min(unknown)!r}; it has: {', '.join(arguments)}"
+        )
+    if unknown := options.keys() - arguments.keys() - set(TASK_OPTIONS):
+        raise ValueError(
+            f"{min(unknown)} is not an option of {name} in {where}; its options: "
+            f"{', '.join([*arguments, *TASK_OPTIONS])}"
+        )
+    task = {option: options[option] for option in TASK_OPTIONS if option in options}
+    for argument, value in values.items():
+        if arguments[argument] is nn.Module:
+            inner = f"{where}, {argument}"
+            values[argument] = build_loss(value, inner, num_classes=num_classes, **task)
+        elif not _fits(value, arguments[argument]):
+            raise ValueError(
+                f"{where}: {argument} of {name} must be {_spell(arguments[argument])}, "
+                f"got {value!r}"
             )
-        elif not (value is None or isinstance(value, bool | str) or files.is_number(value)):
-            raise ValueError(f"{where}: {field} of {name} is no plain value")
-    if num_classes is not None and "num_classes" in fields:
-        fields["num_classes"] = num_classes
-    taken = {n: value for n, value in options.items() if n in inspect.signature(kind).parameters}
+    if num_classes is not None and "num_classes" in arguments:
+        values["num_classes"] = num_classes
+    taken = inspect.signature(CLASSES[name]).parameters
+    values |= {option: value for option, value in options.items() if option in taken}
     try:
-        return kind(**fields, **taken)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: no {name} can be made of {fields}: {error}") from None
+        return CLASSES[name](**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _arguments(kind: type[nn.Module]) -> list[str]:
-    left_out = (*OF_THE_TASK, *_DEPRECATED)
-    return [name for name in inspect.signature(kind).parameters if name not in left_out]
+def _parse_file(text: str, where: str) -> dict[str, Any]:
+    """Return the description in the text of a file, its provenance included."""
+    try:
+        stored = json.loads(text)
+    except ValueError as error:  # not JSON, or an integer of thousands of digits
+        raise ValueError(f"{where} is not a JSON file, or is damaged: {error}") from None
+    kind = stored.pop("format", None) if isinstance(stored, dict) else None
+    if kind not in (FORMAT, TAYLOR_FORMAT):
+        raise ValueError(f'{where} is not a loss file: it lacks "format": "{FORMAT}"')
+    version = stored.pop("version", None)
+    if version != VERSION:
+        raise ValueError(
+            f"{where} has version {version!r} of the loss format, this package reads version "
+            f"{VERSION}: update optuna-robustloss"
+        )
+    if kind == TAYLOR_FORMAT:
+        stored["class"] = "TaylorLoss"
+    found: dict[str, Any] = stored
+    return found
+
+
+def _arguments(kind: type[nn.Module]) -> dict[str, Any]:
+    """Return the stored arguments of a class with their types."""
+    hints = get_type_hints(kind.__init__)
+    left_out = (*TASK_OPTIONS, *_DEPRECATED)
+    return {n: hints[n] for n in inspect.signature(kind).parameters if n not in left_out}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of an argument's type; numbers are finite, tensors fit no type."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, choice) for choice in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is Sequence:
+        (inner,) = get_args(kind)
+        return isinstance(value, list | tuple) and all(_fits(item, inner) for item in value)
+    if kind is float:
+        finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        return finite and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind is not Tensor and isinstance(value, kind)
+
+
+def _spell(kind: Any) -> str:
+    """Return an argument's type in words."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_spell(choice) for choice in get_args(kind) if choice is not Tensor)
+    if get_origin(kind) is Literal:
+        return f"one of {get_args(kind)}"
+    if get_origin(kind) is Sequence:
+        return "a list of numbers"
+    names = {float: "a finite number", int: "an integer", bool: "true or false", NoneType: "null"}
+    return names.get(kind, "a loss" if kind is nn.Module else f"a {kind.__name__}")

@@ -264,7 +264,8 @@ def selected_loss(
         * round(t.spec.recipe.epochs * max(spec.horizons))
         for t in tasks
     }
-    provenance = {
+    loss = winner.parameters.build(tasks[0].num_classes)
+    loss.provenance = {
         "study": study.study_name,
         "spec": spec.model_dump(mode="json"),
         "spec_hash": spec.hash,
@@ -276,4 +277,4 @@ def selected_loss(
         "control": {"name": control.name, "mean": control.mean, "std": control.std},
         "lr_times_steps": driven,
     }
-    return winner.parameters.build(tasks[0].num_classes, provenance=provenance)
+    return loss

@@ -152,7 +152,6 @@ class PhasedParameters:
         num_classes: int,
         *,
         total_steps: int | None = None,
-        provenance: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> PhasedLoss:
         """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
@@ -162,7 +161,6 @@ class PhasedParameters:
             switch=self.switch,
             width=self.width,
             total_steps=total_steps,
-            provenance=provenance,
         )
 
 

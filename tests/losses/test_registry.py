@@ -23,6 +23,7 @@ from optuna_robustloss.losses import (
     SCELoss,
     TaylorLoss,
     list_losses,
+    save_loss,
 )
 from optuna_robustloss.losses.registry import make_loss
 
@@ -106,7 +107,7 @@ def test_a_star_scales_any_loss(name):
 
 def test_a_path_is_a_loss_file(tmp_path):
     path = tmp_path / "mine.json"
-    TaylorLoss(MSE_THETA, 10, eta=3.0).save(path)
+    save_loss(TaylorLoss(MSE_THETA, 10, eta=3.0), path)
     loss = make_loss(str(path), 4)
     assert (loss.theta, loss.eta, loss.num_classes) == (MSE_THETA, 3.0, 4)
     torch.testing.assert_close(
@@ -122,7 +123,7 @@ def test_every_loss_of_the_zoo_has_its_name():
 def test_a_folder_with_an_asterisk_is_still_a_path(tmp_path):
     path = tmp_path / "runs*best" / "mine.json"
     path.parent.mkdir()
-    TaylorLoss(MSE_THETA, 10).save(path)
+    save_loss(TaylorLoss(MSE_THETA, 10), path)
     assert make_loss(str(path), 10).theta == MSE_THETA
 
 

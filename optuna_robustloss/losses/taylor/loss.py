@@ -7,14 +7,11 @@ Classification Tasks".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import files
 from ..base import (
     ClassificationLoss,
     Reduction,
@@ -31,7 +28,6 @@ from .polynomial import (
     Theta,
     Variable,
     as_theta,
-    canonical,
     check_variable,
     expand,
     format_polynomial,
@@ -145,7 +141,6 @@ class TaylorLoss(ClassificationLoss):
             targets a sample weighs Σ_c weight_c·y_c.
         cross_entropy_weight: α ≥ 0 of a term α · cross-entropy, outside Eq. 5.
         variable: what the polynomial is written in, ``"probability"`` or ``"log"``.
-        provenance: what is known of the loss's origin; kept with it in its file.
 
     Raises:
         ValueError: any of the above is out of its domain, or the loss is constant, so that
@@ -174,7 +169,6 @@ class TaylorLoss(ClassificationLoss):
         weight: Tensor | None = None,
         cross_entropy_weight: float = 0.0,
         variable: Variable = "probability",
-        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
         check_variable(variable)
@@ -207,7 +201,7 @@ class TaylorLoss(ClassificationLoss):
         self.eta = eta
         self.cross_entropy_weight = float(cross_entropy_weight)
         self.variable: Variable = variable
-        self.provenance: dict[str, Any] = dict(provenance or {})
+        self.provenance: dict[str, Any] = {}  # set by ``load_loss``
 
     def _apply(self, fn: Any, recurse: bool = True) -> TaylorLoss:
         """Move the module, but never round its coefficients to half precision."""
@@ -271,46 +265,3 @@ class TaylorLoss(ClassificationLoss):
         if self.cross_entropy_weight:
             lines.append(f"+ {self.cross_entropy_weight:.4g} · cross-entropy")
         return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything the loss is, ready for JSON (``reduction`` and weights apart)."""
-        return {
-            "theta": list(self.theta),
-            "num_classes": self.num_classes,
-            "eta": self.eta,
-            "cross_entropy_weight": self.cross_entropy_weight,
-            "variable": self.variable,
-            "canonical": canonical(self.theta, variable=self.variable).tolist(),
-            "provenance": self.provenance,
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write the loss to a JSON file, whole or not at all."""
-        files.write(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path, num_classes: int | None = None, **options: Any) -> TaylorLoss:
-        """Read a loss written by ``save``.
-
-        Args:
-            path: the JSON file.
-            num_classes: C of the task at hand; by default that of the file.
-            options: arguments of ``TaylorLoss`` that take the place of the file's, such as
-                ``eta``, or are not in it, such as ``reduction``.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or not a loss; the message names the field.
-
-        """
-        return cls.from_dict(files.check_taylor(files.read(path), path), num_classes, **options)
-
-    @classmethod
-    def from_dict(
-        cls, stored: Mapping[str, Any], num_classes: int | None = None, **options: Any
-    ) -> TaylorLoss:
-        """Return the loss of what ``to_dict`` returned; see ``load``."""
-        names = ("eta", "cross_entropy_weight", "variable", "provenance")
-        arguments = {name: stored[name] for name in names}
-        classes = stored["num_classes"] if num_classes is None else num_classes
-        return cls(stored["theta"], classes, **(arguments | options))
