@@ -1,87 +1,189 @@
-"""Which errors of a storage will pass: it is locked, or away for a while."""
+"""Which errors of a storage are transient, and how calls are retried until they are over."""
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
+import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
-from optuna_robustloss.distributed.passwords import scrub
+from optuna_robustloss.distributed.urls import mask_password, mask_password_in
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Transient = Literal["locked", "unavailable"]
 
 #: SQLITE_BUSY, _LOCKED and _PROTOCOL; SQLITE_IOERR and _CANTOPEN, as of a network folder.
-_SQLITE_BUSY, _SQLITE_AWAY = {5, 6, 15}, {10, 14}
+_SQLITE_LOCKED, _SQLITE_UNAVAILABLE = {5, 6, 15}, {10, 14}
 #: Serialisation failure, deadlock, lock not available.
-_SQLSTATE_BUSY = ("40001", "40P01", "55P03")
+_SQLSTATE_LOCKED = ("40001", "40P01", "55P03")
 #: Connection failures, lack of resources, shutdown and start-up, a standby during a failover.
-_SQLSTATE_AWAY = ("08", "53", "57P", "58", "25006")
-#: PostgreSQL refuses a connection without an SQLSTATE; these refusals are for good.
-_REFUSED_FOR_GOOD = ("authentication failed", "does not exist", "pg_hba.conf", "permission denied")
+_SQLSTATE_UNAVAILABLE = ("08", "53", "57P", "58", "25006")
+#: PostgreSQL refuses a connection without an SQLSTATE; these refusals are permanent.
+_PERMANENT = ("authentication failed", "does not exist", "pg_hba.conf", "permission denied")
 #: MySQL: lock wait timeout, deadlock.
-_MYSQL_BUSY = {1205, 1213}
-#: MySQL: too many connections, shutdown, read-only during a failover, kicked out.
-_MYSQL_AWAY = {1040, 1053, 1077, 1079, 1203, 1290, 1792, 1836, 1927, 4031}
-#: MySQL: network errors.
-_MYSQL_AWAY |= {0, 1042, 1043, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006, 2013, 2055}
+_MYSQL_LOCKED = {1205, 1213}
+#: MySQL: too many connections, shutdown, read-only during a failover, kicked out; network errors.
+_MYSQL_UNAVAILABLE = {1040, 1053, 1077, 1079, 1203, 1290, 1792, 1836, 1927, 4031}
+_MYSQL_UNAVAILABLE |= {0, 1042, 1043, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006}
+_MYSQL_UNAVAILABLE |= {2013, 2055}
 
-#: What a driver says may be long.
-_LONG = 400
+#: Characters of a driver's message that are shown.
+_LONGEST_MESSAGE = 400
+#: Lock conflicts between workers are frequent: they are logged when they last so many seconds.
+_LOG_LOCKS_AFTER = 5.0
 
-Passing = Literal["busy", "away"]
 
-
-def passing(error: BaseException) -> Passing | None:
-    """Say whether a storage's error will pass: it is locked, or it cannot be reached."""
+def transient_kind(error: BaseException) -> Transient | None:
+    """Return why a storage call that failed may succeed later, or None if it will not."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        return passing(error.__cause__)
+        return transient_kind(error.__cause__)
     if isinstance(error, exc.TimeoutError):  # all connections of the pool are in use
-        return "busy"
+        return "locked"
     if isinstance(error, exc.PendingRollbackError):  # after the connection broke
-        return "away"
-    if not isinstance(error, exc.DBAPIError):
-        return None
-    return "away" if error.connection_invalidated else _passing_in_driver(error)
+        return "unavailable"
+    if isinstance(error, exc.DBAPIError):
+        return "unavailable" if error.connection_invalidated else _driver_kind(error)
+    code = getattr(error, "code", None)  # of a gRPC call
+    if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
+        return "unavailable"
+    return None
 
 
-def _passing_in_driver(error: exc.DBAPIError) -> Passing | None:
+def is_transient(error: BaseException) -> bool:
+    """Return whether a storage call that failed may succeed later."""
+    return transient_kind(error) is not None
+
+
+def _driver_kind(error: exc.DBAPIError) -> Transient | None:
     driver, cause = type(error.orig).__module__.partition(".")[0], error.orig
     operational = isinstance(error, exc.OperationalError)
     if driver == "sqlite3":
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if code in _SQLITE_BUSY or (operational and "locked" in str(cause)):
-            return "busy"
-        return "away" if code in _SQLITE_AWAY else None
+        if code in _SQLITE_LOCKED or (operational and "locked" in str(cause)):
+            return "locked"
+        return "unavailable" if code in _SQLITE_UNAVAILABLE else None
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if isinstance(state, str):
-        if state in _SQLSTATE_BUSY:
-            return "busy"
-        return "away" if state.startswith(_SQLSTATE_AWAY) else None
+        if state in _SQLSTATE_LOCKED:
+            return "locked"
+        return "unavailable" if state.startswith(_SQLSTATE_UNAVAILABLE) else None
     code = cause.args[0] if cause is not None and cause.args else None
     if isinstance(code, int):
-        if code in _MYSQL_BUSY:
-            return "busy"
-        return "away" if code in _MYSQL_AWAY else None
-    if any(words in str(cause) for words in _REFUSED_FOR_GOOD):
+        if code in _MYSQL_LOCKED:
+            return "locked"
+        return "unavailable" if code in _MYSQL_UNAVAILABLE else None
+    if any(words in str(cause) for words in _PERMANENT):
         return None
-    return "away" if operational or isinstance(error, exc.InterfaceError) else None
+    return "unavailable" if operational or isinstance(error, exc.InterfaceError) else None
 
 
-def reason(error: BaseException, storage: str) -> str:
-    """Return what the driver says, in one line without the password of ``storage``."""
+def describe_error(error: BaseException, url: str) -> str:
+    """Return a driver's message in one line, without the password of ``url``."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    said = str(getattr(error, "orig", None) or _grpc_details(error) or error)
-    return scrub(" ".join(said.split()) or type(error).__name__, storage)[:_LONG]
+    details = getattr(error, "details", None)  # of a gRPC call
+    message = str(getattr(error, "orig", None) or (details() if callable(details) else error))
+    one_line = " ".join(message.split()) or type(error).__name__
+    return mask_password_in(one_line, url)[:_LONGEST_MESSAGE]
 
 
-def grpc_passing(error: BaseException) -> Passing | None:
-    """Say whether an error of a gRPC call will pass: the server cannot be reached."""
-    code = getattr(error, "code", None)
-    if callable(code) and getattr(code(), "name", "") == "UNAVAILABLE":
-        return "away"
-    return None
+@dataclass
+class RetryPolicy:
+    """Retries a call while its storage is locked or unavailable, and logs each outage once.
 
+    Args:
+        url: of the storage; messages show it without its password.
+        seconds: until a call fails, over all of its attempts.
+        first_pause: seconds before the second attempt; pauses grow exponentially, with jitter.
+        longest_pause: seconds.
+        kind: why an error is transient, or None.
 
-def _grpc_details(error: BaseException) -> str | None:
-    details = getattr(error, "details", None)
-    return str(details()) if callable(details) else None
+    """
+
+    url: str = field(repr=False)
+    seconds: float = 300.0
+    first_pause: float = 0.1
+    longest_pause: float = 10.0
+    kind: Callable[[BaseException], Transient | None] = transient_kind
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unavailable_since: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.url, self.seconds, self.first_pause, self.longest_pause, self.kind)
+        return type(self), arguments
+
+    def call(
+        self, function: Callable[[], T], recover: Callable[[Transient], None] | None = None
+    ) -> T:
+        """Call ``function`` until it succeeds or fails permanently.
+
+        Args:
+            function: may be called any number of times.
+            recover: prepares the next attempt.
+
+        Raises:
+            StorageInternalError: the storage was locked or unavailable for ``seconds``.
+
+        """
+
+        def before_pause(state: tenacity.RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            kind = self.kind(error) if error else None
+            if error is None or kind is None:
+                return
+            if recover is not None:
+                recover(kind)
+            waited = state.seconds_since_start or 0.0
+            if kind == "unavailable" or waited > _LOG_LOCKS_AFTER:
+                self._log_outage(waited, describe_error(error, self.url))
+
+        def give_up(state: tenacity.RetryCallState) -> T:
+            before_pause(state)
+            error = state.outcome.exception() if state.outcome else None
+            said = describe_error(error, self.url) if error else ""
+            raise StorageInternalError(
+                f"the storage {mask_password(self.url)} did not answer for "
+                f"{state.seconds_since_start or 0:.0f} s: {said}"
+            ) from None
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: self.kind(error) is not None),
+            wait=tenacity.wait_random_exponential(self.first_pause, self.longest_pause),
+            stop=tenacity.stop_after_delay(self.seconds),
+            before_sleep=before_pause,
+            retry_error_callback=give_up,
+        )
+        result = retrying(function)
+        self._log_return()
+        return result
+
+    def _log_outage(self, waited: float, message: str) -> None:
+        with self._lock:
+            if self._unavailable_since is not None:
+                return
+            self._unavailable_since = time.monotonic() - waited
+        _logger.warning(
+            "the storage %s does not answer; retrying for up to %.0f s: %s",
+            mask_password(self.url),
+            self.seconds,
+            message,
+        )
+
+    def _log_return(self) -> None:
+        if self._unavailable_since is None:  # the usual case takes no lock
+            return
+        with self._lock:
+            since, self._unavailable_since = self._unavailable_since, None
+        if since is not None:
+            away = time.monotonic() - since
+            _logger.info("the storage %s is back after %.1f s", mask_password(self.url), away)

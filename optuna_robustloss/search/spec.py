@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from optuna_robustloss.distributed.passwords import has_password, safe_url
+from optuna_robustloss.distributed.urls import has_password, mask_password
 from optuna_robustloss.sampler.allocation import Surplus
 from optuna_robustloss.search.space import DEFAULT_SIGMA, SearchSpace, SpaceOptions
 from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel
@@ -50,7 +50,7 @@ class SourceStudy(StrictModel):
     def _no_password(cls, value: str | None) -> str | None:
         if value is not None and has_password(value):
             raise ValueError(
-                f"{safe_url(value)!r} has a password, and a spec is stored for all to read: put "
+                f"{mask_password(value)!r} has a password, and a spec is stored for all to read: put "
                 "the URL into an environment variable and write its name, for example $OLD_STORAGE"
             )
         return value

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import JournalStorage
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from support import postgres
 
 from optuna_robustloss.distributed import storage as storages
-from optuna_robustloss.distributed.patience import PatientStorage
+from optuna_robustloss.distributed.retrying_storage import RetryingStorage
 from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.distributed.trial_io import database_of
 
 postgres_server = postgres.postgres_server
 postgres_url = postgres.postgres_url
@@ -45,11 +47,11 @@ def two_trials(storage):
     return [trial.params for trial in study.trials]
 
 
-def test_an_sqlite_file_is_patient_and_without_optunas_heartbeat(tmp_path):
+def test_an_sqlite_file_is_retried_and_without_optunas_heartbeat(tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=True, patience=7)
-    assert isinstance(storage, PatientStorage)
-    assert storage.patience.seconds == 7
-    assert storage.get_heartbeat_interval() is None
+    assert isinstance(storage, RetryingStorage)
+    assert storage.policy.seconds == 7
+    assert not isinstance(storage, BaseHeartbeat)
     written = two_trials(storage)
     again = open_storage(f"sqlite:///{tmp_path}/s.db")
     assert [trial.params for trial in optuna.load_study(study_name="s", storage=again).trials] == (
@@ -219,11 +221,9 @@ def test_a_malformed_url(url):
 
 
 def test_a_password_does_not_show_in_the_storage(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        PatientStorage, "__init__", lambda self, *_, **options: vars(self).update(options)
-    )
+    monkeypatch.setattr(storages, "RDBStorage", lambda *_: InMemoryStorage())
     storage = open_storage(f"postgresql+psycopg://user:{SECRET}@host/db")
-    assert SECRET not in repr(storage) + repr(storage.patience)
+    assert SECRET not in repr(storage) + repr(storage.policy)
 
 
 def test_tables_of_another_optuna_give_optunas_advice(tmp_path):
@@ -259,7 +259,7 @@ def test_workers_may_make_one_database_together(tmp_path):
 
 
 def test_a_worker_takes_few_connections_to_a_server(postgres_url):
-    storage = open_storage(postgres_url)
+    storage = database_of(open_storage(postgres_url))
     assert storage.engine.pool.size() == 2
     held = [storage.engine.connect() for _ in range(4)]
     storage.engine.pool._timeout = 0.1

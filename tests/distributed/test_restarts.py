@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from support import postgres
 
 from distributed.test_open_storage import closed_port
-from optuna_robustloss.distributed import patience as waiting
+from optuna_robustloss.distributed import retry
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.distributed.trial_io import write_trial
+from optuna_robustloss.distributed.trial_io import database_of, write_trial
 
 postgres_server = postgres.postgres_server
 postgres_url = postgres.postgres_url
@@ -27,8 +27,8 @@ SPACE = {"x": FloatDistribution(0, 1)}
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.INFO, waiting.logger.name)
-    return lambda: [record for record in caplog.records if record.name == waiting.logger.name]
+    caplog.set_level(logging.INFO, retry._logger.name)
+    return lambda: [record for record in caplog.records if record.name == retry._logger.name]
 
 
 def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
@@ -45,7 +45,7 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
 
     servers = [start()]
     storage = open_storage(f"grpc://localhost:{port}")
-    storage.patience.longest = 0.1
+    storage.policy.longest_pause = 0.1
     study = optuna.create_study(storage=storage, study_name="s")
     trial = study.ask()
     servers[0].stop(None).wait()
@@ -57,20 +57,20 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
     assert behind.get_trial(trial._trial_id).values == [1.0]
     restart.join()
     servers[1].stop(None).wait()
-    storage.patience.seconds = 0.2
+    storage.policy.seconds = 0.2
     with pytest.raises(StorageInternalError, match=rf"grpc://localhost:{port} did not answer"):
         storage.get_all_studies()
     servers.append(start())
-    storage.patience.seconds = 30
+    storage.policy.seconds = 30
     with pytest.raises(KeyError):
         storage.get_trial(77)
     servers[2].stop(None).wait()
 
 
-def test_a_connection_to_what_is_now_a_standby_is_given_up(postgres_url, log):
+def test_a_connection_to_what_is_now_a_standby_is_dropped(postgres_url, log):
     storage = open_storage(postgres_url, patience=5)
     storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-    connections = [storage.engine.connect() for _ in range(2)]  # all that the pool keeps
+    connections = [database_of(storage).engine.connect() for _ in range(2)]  # all that the pool keeps
     for connection in connections:
         connection.execute(sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
         connection.commit()
@@ -78,7 +78,7 @@ def test_a_connection_to_what_is_now_a_standby_is_given_up(postgres_url, log):
     storage.set_study_user_attr(1, "a", 1)
     assert storage.get_study_user_attrs(1) == {"a": 1}
     assert "read-only" in log()[0].getMessage()
-    storage.engine.dispose()
+    database_of(storage).engine.dispose()
 
 
 def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
@@ -97,7 +97,7 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
         except Exception as error:
             failed.append(error)
 
-    def sign_of_life():  # Optuna repeats a new trial by itself, but not this
+    def heartbeat():  # Optuna repeats a new trial by itself, but not this
         try:
             while not stop.wait(0.01):
                 storage.set_study_user_attr(1, "alive", time.time())
@@ -116,10 +116,10 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
     with postgres.PostgresServer() as server:
         url = server.create_database("d")
         storage = open_storage(url)
-        storage.patience.longest = 0.5
+        storage.policy.longest_pause = 0.5
         storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-        cached = get_storage(storage)
-        workers = [threading.Thread(target=task) for task in (work, work, sign_of_life)]
+        cached = storage
+        workers = [threading.Thread(target=task) for task in (work, work, heartbeat)]
         for worker in workers:
             worker.start()
         restart(server, "fast")
@@ -130,7 +130,7 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
         assert failed == []
         trials = storage.get_all_trials(1)
         assert len(done) >= 20
-        storage.engine.dispose()
+        database_of(storage).engine.dispose()
     assert {t._trial_id for t in trials if t.state == TrialState.COMPLETE} >= set(done)
     assert [t.number for t in trials] == list(range(len(trials)))
     assert all(t.params == {"x": 0.5} for t in trials if t.state == TrialState.COMPLETE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optuna_robustloss.distributed.storage import open_storage, safe_url
+from optuna_robustloss.distributed.storage import open_storage
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,3 @@ def test_a_mistyped_database_is_not_created(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no database .*typo\.db"):
         open_storage(f"sqlite:///{path}")
     assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("sqlite:///a@b/study.db", "sqlite:///a@b/study.db"),
-        ("mysql://me:secret@host:1/db?x=1", "mysql://me:***@host:1/db?x=1"),
-        ("mysql://host/db?password=secret&x=1", "mysql://host/db?password=***&x=1"),
-    ],
-)
-def test_only_the_password_is_hidden(url, shown):
-    assert safe_url(url) == shown

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from optuna_robustloss.distributed.passwords import safe_url, scrub
+from optuna_robustloss.distributed.urls import mask_password, mask_password_in
 
 
 # None of these is in the words around the password, nor four of them in a row in the URL.
@@ -20,10 +20,10 @@ def test_no_spelling_of_a_password_is_left(password, user):
     for written in forms:
         url = f"mysql+pymysql://{user}:{written}@host/db"
         said = "words of a driver, {0}, {1}@host, <{2}> {3!r} {0!r} and ".format(*forms) + url
-        shown = scrub(said, url)
+        shown = mask_password_in(said, url)
         assert not any(form in shown for form in forms), shown
         assert "words of a driver" in shown
-        assert safe_url(url) == f"mysql+pymysql://{user}:***@host/db"
+        assert mask_password(url) == f"mysql+pymysql://{user}:***@host/db"
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,17 @@ def test_no_spelling_of_a_password_is_left(password, user):
         ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db b", "sqlite:///a:b@c.db b"),
     ],
 )
-def test_only_the_password_is_scrubbed(url, text, shown):
-    assert scrub(text, url) == shown
+def test_only_the_password_is_masked(url, text, shown):
+    assert mask_password_in(text, url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///a@b/study.db", "sqlite:///a@b/study.db"),
+        ("mysql://me:secret@host:1/db?x=1", "mysql://me:***@host:1/db?x=1"),
+        ("mysql://host/db?password=secret&x=1", "mysql://host/db?password=***&x=1"),
+    ],
+)
+def test_the_rest_of_a_url_is_shown(url, shown):
+    assert mask_password(url) == shown
