@@ -26,6 +26,7 @@ from support import postgres
 
 from benchmarks.quartiles import Quartiles
 from optuna_robustloss.distributed.storage import open_storage
+from optuna_robustloss.distributed.trial_io import database_of
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 
 POPSIZE = 12
@@ -102,7 +103,9 @@ def copy(source: optuna.Study, trials: int, url: str) -> None:
         storage.set_study_system_attr(study._study_id, key, value)
     kept = source.get_trials(deepcopy=False)[:trials]
     table = models.TrialModel.__table__
-    with storage.engine.begin() as connection:
+    database = database_of(storage)
+    assert database is not None
+    with database.engine.begin() as connection:
         connection.execute(sa.insert(table), [_row(t, study._study_id) for t in kept])
         numbers = sa.select(table.c.number, table.c.trial_id)
         ids = dict(connection.execute(numbers.where(table.c.study_id == study._study_id)).all())
@@ -140,9 +143,8 @@ def _attributes(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
 
 def close(storage: BaseStorage) -> None:
     storage.remove_session()
-    backend = getattr(storage, "_backend", storage)
-    if isinstance(backend, RDBStorage):
-        backend.engine.dispose()
+    if (database := database_of(storage)) is not None:
+        database.engine.dispose()
 
 
 # Measurements

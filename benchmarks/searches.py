@@ -90,12 +90,12 @@ class Optunas:
 class Generational:
     """Ours, with a sampler object for each worker as in processes of their own."""
 
-    def __init__(self, popsize: int, workers: int, seed: int, surplus: Any = "wait") -> None:
-        self.popsize, self.surplus = popsize, surplus
+    def __init__(self, popsize: int, workers: int, seed: int) -> None:
+        self.popsize = popsize
         storage = InMemoryStorage()
         name = optuna.create_study(storage=storage).study_name
         # A worker that had to wait for real time would wait for ever.
-        options = {"seed": seed, "surplus": surplus, "max_wait": 1e-9}
+        options = {"seed": seed, "max_wait": 1e-9}
         self.studies = [
             optuna.load_study(
                 study_name=name,
@@ -114,9 +114,7 @@ class Generational:
         free = len(now.free())
         if over and free == self.popsize:  # no generation is begun
             return False
-        return free > 0 or (
-            self.surplus == "replicate" and 2 * len(now.waits_for()) >= self.popsize
-        )
+        return free > 0
 
     def ask(self, worker: int) -> optuna.Trial:
         return self.studies[worker].ask()
@@ -137,6 +135,5 @@ class Generational:
 
 SAMPLERS: dict[str, Callable[[int, int, int], Search]] = {
     "CmaEsSampler": Optunas,
-    "ours, wait": Generational,
-    "ours, replicate": lambda *args: Generational(*args, surplus="replicate"),
+    "GenerationalCmaEsSampler": Generational,
 }

@@ -19,7 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.searches import DIMENSIONS, NAMES, SAMPLERS, suggest
-from optuna_robustloss.sampler import allocation as taking
+from optuna_robustloss.sampler import allocation
 
 WORKERS = (1, 4, 11, 22, 44, 88)
 POPSIZES = (11, 24)
@@ -94,24 +94,23 @@ def simulate(
     problem: Problem,
     popsize: int,
     workers: int,
-    budget: float,
-    until: float = math.inf,
+    budget: int,
 ) -> Run:
-    """Let workers run until the budget is asked for, or until a time, and all have told.
+    """Let workers run until the budget is asked for, and all have told.
 
     A sampler with generations goes on with the one that is begun by then.
     """
-    taking._random = random.Random(problem.seed)  # ours chooses among free slots with it
+    allocation._random = random.Random(problem.seed)  # ours chooses among free slots with it
     search = SAMPLERS[sampler](popsize, workers, problem.seed)
     f = problem.function()
     noise = np.random.default_rng([problem.seed, 2])
     times = np.random.default_rng([problem.seed, 3])
-    # The one that told last asks first: the others of a crowd need not even look.
+    # The one that told last asks first.
     idle, running = [*range(workers)], []
     clock, asked, state = 0.0, 0, search.state()
     course = [(0.0, f(state.mean))]
     while True:
-        while idle and search.may_ask(idle[-1], asked >= budget or clock >= until):
+        while idle and search.may_ask(idle[-1], asked >= budget):
             worker = idle.pop()
             trial = search.ask(worker)
             value = f(suggest(trial)) + problem.noise * noise.standard_normal()
@@ -139,22 +138,17 @@ def cases(quick: bool) -> list[tuple[str, int, int]]:
     return [
         *(("sphere", popsize, w) for popsize in POPSIZES for w in WORKERS),
         *(("ellipsoid", 11, w) for w in WORKERS),
-        *(("noisy sphere", 11, w) for w in WORKERS[2::2]),  # a crowd may repeat candidates
+        *(("noisy sphere", 11, w) for w in WORKERS[2::2]),
     ]
 
 
 def runs(quick: bool, seeds: int) -> Iterator[Run]:
-    """Simulate all cases; `quick` is fewer of them, and half of the generations.
-
-    Repetitions use workers that would wait, so they get the time that waiting takes.
-    """
+    """Simulate all cases; `quick` is fewer of them, and half of the generations."""
     generations = GENERATIONS // 2 if quick else GENERATIONS
     for (name, popsize, workers), seed in product(cases(quick), range(seeds)):
         case = (Problem(name, seed), popsize, workers)
         yield simulate("CmaEsSampler", *case, popsize * generations)
-        waiting = simulate("ours, wait", *case, popsize * generations)
-        yield waiting
-        yield simulate("ours, replicate", *case, math.inf, waiting.end)
+        yield simulate("GenerationalCmaEsSampler", *case, popsize * generations)
 
 
 def summary(done: list[Run]) -> list[dict[str, Any]]:

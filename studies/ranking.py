@@ -32,7 +32,6 @@ from ranking_tables import print_tables  # the file beside this one
 
 from optuna_robustloss import StudySpec
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.space import LossParameters
 from optuna_robustloss.seeds import derive_seed
@@ -49,7 +48,7 @@ MOMENTS = 28
 def from_study(spec: StudySpec, study: optuna.Study, generations: list[int]) -> list[Candidates]:
     """Candidates of each generation by their trial's number."""
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    first = [t for t in complete if "start" not in t.user_attrs and not _repeats(t)]
+    first = [t for t in complete if "start" not in t.user_attrs]
     return [
         {
             str(t.number): spec.space.at(t.params)
@@ -58,11 +57,6 @@ def from_study(spec: StudySpec, study: optuna.Study, generations: list[int]) -> 
         }
         for generation in generations
     ]
-
-
-def _repeats(trial: optuna.trial.FrozenTrial) -> bool:
-    slot = slot_of(trial)
-    return slot is not None and slot.replicate > 0
 
 
 def drawn(spec: StudySpec, generations: list[int]) -> list[Candidates]:

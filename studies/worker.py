@@ -15,7 +15,7 @@ from optuna_robustloss import NoisyLabelObjective
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import attach_spec, open_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -36,4 +36,4 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     given = StudySpec.from_yaml(arguments.spec) if arguments.spec else None
     study = open_study(open_storage(arguments.storage), arguments.study_name, given)
-    run_trials(study, NoisyLabelObjective(attach_spec(study, None), root=arguments.root))
+    run_worker(study, NoisyLabelObjective(attach_spec(study, None), root=arguments.root))

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
-from optuna_robustloss.distributed.lease import now
+from optuna_robustloss.distributed.lease import current_heartbeat
 
 METRIC = "test accuracy at the last epoch"
 #: One attribute, so that whoever opens the study meanwhile sees all of it or nothing.
@@ -105,7 +105,7 @@ def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
         params=asdict(cell),
         distributions=_distributions(spec),
         user_attrs={"worker": f"{socket.gethostname()}:{os.getpid()}"},
-        system_attrs=now().attribute(),
+        system_attrs=current_heartbeat().attribute(),
     )
     storage = study._storage
     trial_id = storage.create_new_trial(study._study_id, template_trial=template)

@@ -23,7 +23,12 @@ from optuna_robustloss.benchmark.study import (
     tell,
 )
 from optuna_robustloss.benchmark.trainings import Options, train_cells, unit
-from optuna_robustloss.distributed.lease import Watch, fail, heartbeat
+from optuna_robustloss.distributed.lease import (
+    LeaseMonitor,
+    fail_stale_trials,
+    fail_trial,
+    lease_keeper,
+)
 from optuna_robustloss.distributed.storage import open_storage
 
 _logger = logging.getLogger(__name__)
@@ -72,8 +77,8 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self._storage: BaseStorage = self.study._storage
-        self._watch = Watch(self.options.lease)
-        self._beats = heartbeat(self.options.lease)
+        self._monitor = LeaseMonitor(self.options.lease)
+        self._keeper = lease_keeper(self.options.lease)
         self._held: dict[Run, int] = {}
 
     def step(self, cells: Sequence[Run]) -> bool:
@@ -93,18 +98,14 @@ class _Worker:
                 self._train()
         finally:
             for trial_id in self._held.values():  # after an error or Ctrl-C
-                self._beats.release(self._storage, trial_id)
-                fail(self._storage, trial_id)
+                self._keeper.release(self._storage, trial_id)
+                fail_trial(self._storage, trial_id)
             self._held.clear()
         return True
 
     def _reap(self, running: Sequence[FrozenTrial]) -> bool:
         """Fail the trials whose workers are gone; return whether there were any."""
-        gone = [trial for trial in running if self._watch.stale(trial)]
-        for trial in gone:
-            if fail(self._storage, trial._trial_id):
-                _logger.warning("trial %d: its worker is gone; it is done again", trial.number)
-        return bool(gone)
+        return len(fail_stale_trials(self._storage, running, self._monitor)) < len(running)
 
     def _claim(self, cells: Sequence[Run]) -> None:
         for cell in cells:
@@ -112,7 +113,7 @@ class _Worker:
             if trial_id is None:
                 return  # somebody else is at the same cells: choose again
             self._held[cell] = trial_id
-            self._beats.hold(self._storage, trial_id)
+            self._keeper.hold(self._storage, trial_id)
 
     def _train(self) -> None:
         """Train what is held, and tell it; trouble of the storage is raised, not a method's."""
@@ -150,7 +151,7 @@ class _Worker:
             self.on_cell()
 
     def _release(self, cell: Run) -> None:
-        self._beats.release(self._storage, self._held.pop(cell))
+        self._keeper.release(self._storage, self._held.pop(cell))
 
     def _mark(self, cell: Run, error: Exception) -> None:
         """Fail a cell by its own fault."""
@@ -161,7 +162,7 @@ class _Worker:
             self._storage.set_trial_user_attr(trial_id, ERROR, text)
         except UpdateFinishedTrialError:
             pass
-        fail(self._storage, trial_id)
+        fail_trial(self._storage, trial_id)
         self._release(cell)
         _logger.warning("%s on %s failed: %s", cell.method, cell.task, text)
 

@@ -69,7 +69,8 @@ def benchmark(
     from optuna_robustloss.benchmark.study import create_benchmark
     from optuna_robustloss.benchmark.trainings import Options, check_data
     from optuna_robustloss.cli.benchmark_run import BenchmarkRun, print_failures, report
-    from optuna_robustloss.distributed.storage import open_storage, safe_url
+    from optuna_robustloss.distributed.storage import open_storage
+    from optuna_robustloss.distributed.urls import mask_password
 
     with clear_errors():
         set_up_process(threads)
@@ -82,7 +83,7 @@ def benchmark(
         if not report_only:
             check_data(bench, cells, options)  # what is missing shows before a study is made
         study = create_benchmark(bench, open_storage(url, create=not report_only), name)
-        print_line(f"benchmark {name!r} in {safe_url(url)}")
+        print_line(f"benchmark {name!r} in {mask_password(url)}")
         failed = False
         if not report_only:
             BenchmarkRun(workers or 1, threads, options).run(study, bench, cells, url)

@@ -53,8 +53,9 @@ def search(
     from optuna_robustloss.benchmark.evaluate import LossEntry
     from optuna_robustloss.benchmark.trainings import Options
     from optuna_robustloss.cli.search_result import export_loss, show_losses
-    from optuna_robustloss.cli.worker_pool import Crew, done
-    from optuna_robustloss.distributed.storage import open_storage, safe_url
+    from optuna_robustloss.cli.worker_pool import WorkerPool, done
+    from optuna_robustloss.distributed.storage import open_storage
+    from optuna_robustloss.distributed.urls import mask_password
     from optuna_robustloss.losses import TaylorLoss
     from optuna_robustloss.search.objective import NoisyLabelObjective
     from optuna_robustloss.search.spec import StudySpec
@@ -68,9 +69,9 @@ def search(
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         objective.tasks(0)  # what is missing shows before a study is made
         study = create_study(study_spec, open_storage(url, create=True), name)
-        print_line(f"study {name!r} in {safe_url(url)}")
-        crew = Crew(workers or 1, trials, candidates, threads, device=device)
-        crew.run(study, objective, url)
+        print_line(f"study {name!r} in {mask_password(url)}")
+        pool = WorkerPool(workers or 1, trials, candidates, threads, device=device)
+        pool.run(study, objective, url)
         if not finished_study(study, study_spec):
             console.print(done(study, study_spec))
             return
@@ -86,7 +87,7 @@ def search(
             options = Options(device=objective.device, root=root)
             for task in study_spec.tasks:
                 show_losses(task, entries, seeds=seeds, seed=study_spec.seed, options=options)
-        print_line(f"database: {safe_url(url)}")
+        print_line(f"database: {mask_password(url)}")
         print_line(f"loss: {path}")
 
 
@@ -96,7 +97,8 @@ def init(
     study_name: StudyName = None,
 ) -> None:
     """Create a study without working on it."""
-    from optuna_robustloss.distributed.storage import open_storage, safe_url
+    from optuna_robustloss.distributed.storage import open_storage
+    from optuna_robustloss.distributed.urls import mask_password
     from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import create_study
 
@@ -106,7 +108,7 @@ def init(
         name = study_name or study_spec.name
         url = storage or default_storage(name)
         create_study(study_spec, open_storage(url, create=True), name)
-        print_line(f"study {name!r} in {safe_url(url)}")
+        print_line(f"study {name!r} in {mask_password(url)}")
 
 
 def work(
@@ -125,7 +127,7 @@ def work(
     threads: Threads = 1,
 ) -> None:
     """Work on a study until its trials are done; any number of workers may."""
-    from optuna_robustloss.cli.worker_pool import Crew
+    from optuna_robustloss.cli.worker_pool import WorkerPool
     from optuna_robustloss.distributed.storage import open_storage
     from optuna_robustloss.search.objective import NoisyLabelObjective
     from optuna_robustloss.search.spec import StudySpec
@@ -139,7 +141,7 @@ def work(
         objective = NoisyLabelObjective(study_spec, device=device, root=root, download=download)
         if workers is None and candidates is None:
             candidates = 1  # others may work on the same generation
-        Crew(workers or 1, trials, candidates, threads, lease, device).run(
+        WorkerPool(workers or 1, trials, candidates, threads, lease, device).run(
             study, objective, storage
         )
 

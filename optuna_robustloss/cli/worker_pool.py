@@ -16,12 +16,12 @@ from optuna_robustloss.distributed.processes import run_processes
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import finished_study, trials_done
-from optuna_robustloss.search.worker import run_trials
-from optuna_robustloss.search.worker_job import Job, candidates_each, devices_each, shares
+from optuna_robustloss.search.worker import run_worker
+from optuna_robustloss.search.worker_job import SearchJob, candidates_each, devices_each, shares
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """What was asked for on the command line.
 
     ``trials`` are those of all workers together, ``candidates`` and ``threads`` of each; by
@@ -50,7 +50,7 @@ class Crew:
                 if self.workers > 1:
                     self._run_processes(study, objective, storage, progress)
                     return
-                run_trials(
+                run_worker(
                     study,
                     objective,
                     n_trials=self.trials,
@@ -75,12 +75,14 @@ class Crew:
         jobs = self.jobs(study.study_name, objective, storage)
         run_processes(study, jobs, on_poll=progress.refresh)
 
-    def jobs(self, study_name: str, objective: NoisyLabelObjective, storage: str) -> list[Job]:
+    def jobs(
+        self, study_name: str, objective: NoisyLabelObjective, storage: str
+    ) -> list[SearchJob]:
         """Return the job of each worker; there are no more workers than trials."""
         own = shares(self.trials, self.workers) if self.trials else [None] * self.workers
         each = candidates_each(objective.spec, self.workers)
         return [
-            Job(
+            SearchJob(
                 storage,
                 study_name,
                 partial(set_up_process, self.threads),

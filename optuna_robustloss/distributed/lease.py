@@ -1,8 +1,8 @@
-"""Signs of life of running trials, and who has stopped giving them.
+"""Leases of running trials: heartbeats that renew them, and stale trials that are failed.
 
-A trial's owner rewrites one system attribute from time to time. Nobody compares clocks: whoever
-watches notes, by its own clock, when it last saw the attribute change. So hosts with wrong clocks
-do not fail each other's trials, and it works in every Optuna storage, with ``study.ask`` too.
+A trial's worker rewrites one system attribute, the heartbeat, several times per lease. Clocks of
+hosts are never compared: a monitor notes by its own clock when it last saw the attribute change. So
+hosts with wrong clocks do not fail each other's trials, and every Optuna storage serves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,15 +21,18 @@ from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 _LEASE = "generational-cma:lease"
 _logger = logging.getLogger(__name__)
 
-#: Seconds without a sign of life after which a trial is taken over.
+#: Seconds without a heartbeat after which a trial is stale.
 LEASE = 120.0
-#: Signs of life per lease, so that a few may be lost.
-_BEATS = 4
+#: Heartbeats per lease, so that a few may be lost.
+_BEATS_PER_LEASE = 4
+#: Seconds that a trial may be without a heartbeat after it was created.
+_NEWBORN = 1.0
 
 
 @lru_cache(maxsize=1)
@@ -43,11 +46,11 @@ def machine() -> str:
 
 
 @dataclass(frozen=True)
-class SignOfLife:
-    """What a trial's owner wrote last.
+class Heartbeat:
+    """The last heartbeat of a trial's worker.
 
-    ``at`` is its clock's time in seconds, for people; ``started`` tells its process from a later
-    one with the same number.
+    ``at`` is the time of the worker's clock in seconds, for display; ``started`` tells its process
+    from a later one with the same number.
     """
 
     at: float
@@ -60,24 +63,38 @@ class SignOfLife:
         return {_LEASE: [self.at, self.machine, self.pid, self.started]}
 
 
-def now() -> SignOfLife:
-    """Return a sign of life of this process."""
-    return SignOfLife(time.time(), machine(), os.getpid(), _started(os.getpid()) or 0)
+def current_heartbeat() -> Heartbeat:
+    """Return a heartbeat of this process."""
+    return Heartbeat(time.time(), machine(), os.getpid(), _started(os.getpid()) or 0)
 
 
-def sign_of(trial: FrozenTrial) -> SignOfLife | None:
-    """Return the last sign of life of a trial, if it has one."""
+def heartbeat_of(trial: FrozenTrial) -> Heartbeat | None:
+    """Return the last heartbeat of a trial, if it has one."""
     match trial.system_attrs.get(_LEASE):
         case [int() | float() as at, str() as host, int() as pid, int() as started]:
-            return SignOfLife(float(at), host, pid, started)
+            return Heartbeat(float(at), host, pid, started)
     return None
 
 
-class Heartbeat:
-    """A thread that gives signs of life for the trials this process holds.
+def record_heartbeat(storage: BaseStorage, trial_id: int) -> None:
+    """Renew the lease of a running trial.
 
-    It survives whatever the storage raises, and tries again at the next beat. A trial that was
-    taken over in the meantime is let go.
+    Raises:
+        UpdateFinishedTrialError: another worker has finished it.
+
+    """
+    for key, value in current_heartbeat().attribute().items():
+        storage.set_trial_system_attr(trial_id, key, value)
+
+
+class LeaseKeeper:
+    """A thread that renews the leases of the trials this process holds.
+
+    It continues whatever the storage raises. A trial that was taken over is released.
+
+    Args:
+        interval: seconds between two heartbeats.
+
     """
 
     def __init__(self, interval: float) -> None:
@@ -89,9 +106,9 @@ class Heartbeat:
         self._pid = os.getpid()
 
     def hold(self, storage: BaseStorage, trial_id: int) -> None:
-        """Give signs of life for a trial from now on; the first is the caller's."""
+        """Renew the lease of a trial from now on; the first heartbeat is the caller's."""
         if isinstance(storage, InMemoryStorage):
-            return  # nobody else can see it
+            return  # no other process sees it
         with self._lock:
             if self._pid != os.getpid():  # a fork has no thread, and holds nothing
                 self._held.clear()
@@ -102,7 +119,7 @@ class Heartbeat:
                 self._thread.start()
 
     def release(self, storage: BaseStorage, trial_id: int) -> None:
-        """Stop giving signs of life for a trial."""
+        """Stop renewing the lease of a trial."""
         with self._lock:
             self._held.pop((id(storage), trial_id), None)
 
@@ -117,39 +134,28 @@ class Heartbeat:
                 held = list(self._held.values())
             for storage, trial_id in held:
                 try:
-                    beat(storage, trial_id)
+                    record_heartbeat(storage, trial_id)
                 except (UpdateFinishedTrialError, KeyError):
                     self.release(storage, trial_id)
-                except Exception as error:  # the thread must outlive any trouble of a database
-                    _logger.warning("no sign of life this time: %s", type(error).__name__)
-
-
-def beat(storage: BaseStorage, trial_id: int) -> None:
-    """Give one sign of life for a running trial.
-
-    Raises:
-        UpdateFinishedTrialError: somebody has finished it.
-
-    """
-    for key, value in now().attribute().items():
-        storage.set_trial_system_attr(trial_id, key, value)
+                except Exception as error:  # the thread outlives every failure of a database
+                    _logger.warning("a heartbeat failed: %s", type(error).__name__)
 
 
 @lru_cache(maxsize=8)
-def heartbeat(lease: float) -> Heartbeat:
-    """Return this process's heartbeat for a lease."""
-    return Heartbeat(lease / _BEATS)
+def lease_keeper(lease: float) -> LeaseKeeper:
+    """Return this process's keeper of leases of so many seconds."""
+    return LeaseKeeper(lease / _BEATS_PER_LEASE)
 
 
-class Watch:
-    """Notes when running trials last changed, and says which have not for a whole lease.
+class LeaseMonitor:
+    """Notes when running trials last changed, and which have not for a whole lease.
 
-    Half of the lease must have been watched without a pause: while the database is away nobody
-    can give a sign of life, and who has just come back must not fail everybody else.
+    Half of the lease must have been watched without a pause: while the database is unavailable no
+    worker can renew a lease, and the first one to return must not fail the others' trials.
 
     Args:
         lease: seconds.
-        clock: seconds that never go back; a test may have its own.
+        clock: monotonic time in seconds; replaced in tests.
 
     """
 
@@ -158,20 +164,20 @@ class Watch:
         self._clock = clock
         self._seen: dict[int, tuple[Any, float, float]] = {}
 
-    def stale(self, trial: FrozenTrial) -> bool:
-        """Whether a running trial's owner is gone: its lease ran out, or its process is no more."""
+    def is_stale(self, trial: FrozenTrial) -> bool:
+        """Return whether a running trial's lease has expired, or its process has ended."""
         if trial.state != TrialState.RUNNING:
             self._seen.pop(trial._trial_id, None)
             return False
-        sign = sign_of(trial)
-        if sign is not None and sign.machine == machine() and not _alive(sign):
+        beat = heartbeat_of(trial)
+        if beat is not None and beat.machine == machine() and not _is_alive(beat):
             return True
-        mark = (sign, len(trial.params), len(trial.user_attrs), len(trial.intermediate_values))
+        mark = (beat, len(trial.params), len(trial.user_attrs), len(trial.intermediate_values))
         looked = self._clock()
         seen, since, before = self._seen.get(trial._trial_id, (None, looked, looked))
         if seen != mark:
             since = looked
-        elif looked - before > self.lease / _BEATS:
+        elif looked - before > self.lease / _BEATS_PER_LEASE:
             since = max(since, looked - self.lease / 2)
         self._seen[trial._trial_id] = mark, since, looked
         return looked - since > self.lease
@@ -187,13 +193,13 @@ def _started(pid: int) -> int | None:
     return 0 if state in "ZX" else int(fields[18])
 
 
-def _alive(sign: SignOfLife) -> bool:
-    """Whether the process that gave a sign of life on this machine still exists."""
-    started = _started(sign.pid)
-    if started is not None and sign.started:
-        return started == sign.started
+def _is_alive(beat: Heartbeat) -> bool:
+    """Return whether the process that sent a heartbeat from this machine still exists."""
+    started = _started(beat.pid)
+    if started is not None and beat.started:
+        return started == beat.started
     try:
-        os.kill(sign.pid, 0)  # which knows of processes that /proc hides from other users
+        os.kill(beat.pid, 0)  # which knows of processes that /proc hides from other users
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -201,9 +207,52 @@ def _alive(sign: SignOfLife) -> bool:
     return True
 
 
-def fail(storage: BaseStorage, trial_id: int) -> bool:
-    """Fail a running trial whose owner is gone; return whether nobody was faster."""
+def fail_trial(storage: BaseStorage, trial_id: int) -> bool:
+    """Fail a running trial; return False if another process has finished it."""
     try:
         return storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
     except UpdateFinishedTrialError:
         return False
+
+
+def fail_stale_trials(
+    storage: BaseStorage, running: Iterable[FrozenTrial], monitor: LeaseMonitor
+) -> list[FrozenTrial]:
+    """Fail the stale ones of some running trials, so that others take their place.
+
+    Args:
+        storage: of the trials.
+        running: not of this process.
+        monitor: of the leases.
+
+    Returns:
+        the trials whose workers may still be alive.
+
+    """
+    alive = []
+    for trial in running:
+        if not monitor.is_stale(trial):
+            alive.append(trial)
+        elif fail_trial(storage, trial._trial_id):
+            _logger.warning("trial %d: its worker is gone, it is failed", trial.number)
+    return alive
+
+
+def fail_orphaned_trials(study: Study) -> None:
+    """Fail the running trials of worker processes that have ended on this machine.
+
+    A trial that has just been created has no heartbeat yet, and may belong to another host: it
+    gets a second to show one.
+    """
+    monitor, begin = LeaseMonitor(), time.monotonic()
+    while True:
+        late = time.monotonic() - begin > _NEWBORN
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        alive = fail_stale_trials(study._storage, running, monitor)
+        newborn = [t for t in alive if not (heartbeat_of(t) or t.params or t.user_attrs)]
+        if late:
+            for trial in newborn:
+                fail_trial(study._storage, trial._trial_id)
+        if late or not newborn:
+            return
+        time.sleep(_NEWBORN / 10)

@@ -1,11 +1,11 @@
-"""What a trial was given when it was asked for: a slot, and the parameters drawn for it."""
+"""What a trial was assigned when it was asked for: a slot, and the parameters drawn for it."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -22,74 +22,62 @@ Key = tuple[int, ...]
 
 
 def key_of(study: Study, *trial_number: int) -> Key:
-    """Tell studies apart, also those of one name in two storages."""
+    """Return a key that differs between studies, also those of one name in two storages."""
     return id(study._storage), study._study_id, *trial_number
 
 
-def stopped(study: Study) -> bool:
-    """Stop ``study.optimize``; return whether that is what runs the trials."""
-    try:
-        study.stop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def owner() -> tuple[int, int]:
-    """Return what tells this thread from those of other processes: a fork has the same number."""
+def current_owner() -> tuple[int, int]:
+    """Return process and thread; a forked process has other trials than its parent."""
     return os.getpid(), threading.get_ident()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The slot, the search space if it is known, what was drawn, and the thread that asked.
+class TrialAssignment:
+    """The slot, the search space if it is known, the point drawn, and the thread that asked.
 
-    ``over`` says that the last generation was complete, and there is nothing to evaluate.
+    ``search_finished`` says that the last generation was complete, and there is nothing to
+    evaluate.
     """
 
     slot: Slot | None
     space: Mapping[str, Numerical] | None
-    drawn: Mapping[str, Any]
-    over: bool = False
-    owner: tuple[int, int] = field(default_factory=owner)
+    point: Mapping[str, Any]
+    search_finished: bool = False
+    owner: tuple[int, int] = field(default_factory=current_owner)
 
     def has(self, name: str, distribution: BaseDistribution) -> bool:
-        """Whether a parameter was drawn, within the range that the objective asks for."""
+        """Return whether a parameter was drawn, within the range that the objective suggests."""
         try:
-            return distribution._contains(distribution.to_internal_repr(self.drawn[name]))
+            return distribution._contains(distribution.to_internal_repr(self.point[name]))
         except (KeyError, TypeError, ValueError):
             return False
 
 
-def draw(generations: Generations, trial: FrozenTrial, slot: Slot | None) -> Asked:
+def draw_assignment(
+    generations: Generations, trial: FrozenTrial, slot: Slot | None
+) -> TrialAssignment:
     """Draw the candidate of a slot that ``trial`` holds in the present generation.
 
-    A repetition gets what the first evaluation has, which may have been enqueued. A trial without
-    a slot gets a draw of its own, which CMA-ES is never told.
+    A trial without a slot gets a draw of its own, which CMA-ES is never told.
     """
-    space = generations.space
-    if slot is None:
-        beside = generations.definition.popsize + trial.number
-        return Asked(None, space, generations.candidate(beside))
-    drawn = generations.candidate(slot.index)
-    if slot.replicate:
-        for first in generations.claims(replace(slot, replicate=0))[:1]:
-            drawn |= first.system_attrs.get("fixed_params", {}) | first.params
-    return Asked(slot, space, drawn)
+    index = slot.index if slot is not None else generations.config.popsize + trial.number
+    return TrialAssignment(slot, generations.space, generations.candidate(index))
 
 
-def store(study: Study, trial: FrozenTrial, asked: Asked) -> None:
-    """Store all parameters in one transaction, so that no ``suggest`` call needs its own.
+def store_point(study: Study, trial: FrozenTrial, assignment: TrialAssignment) -> None:
+    """Store all parameters in one transaction, so that no ``suggest`` call makes its own.
 
-    What was enqueued is left to ``suggest``.
+    Enqueued parameters are left to ``suggest``.
     """
-    fixed = trial.system_attrs.get("fixed_params", {})
+    enqueued = trial.system_attrs.get("fixed_params", {})
     distributions: dict[str, BaseDistribution] = {
-        n: d for n, d in (asked.space or {}).items() if n not in fixed and n not in trial.params
+        name: d
+        for name, d in (assignment.space or {}).items()
+        if name not in enqueued and name not in trial.params
     }
     if not distributions:
         return
-    params = {n: asked.drawn[n] for n in distributions}
+    params = {name: assignment.point[name] for name in distributions}
     write_trial(study._storage, trial._trial_id, params, distributions, {})
     trial.params = trial.params | params
     trial.distributions = trial.distributions | distributions

@@ -1,4 +1,4 @@
-"""What decides the course of a generational CMA-ES; the same for all workers of a study."""
+"""The options that decide the course of a generational CMA-ES, shared by all workers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from typing import Any
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.study import Study
 
-from optuna_robustloss.sampler.optimizer import Evolution, StartDistribution, first_draw
+from optuna_robustloss.sampler.optimizer import GenerationalCma, StartDistribution, first_draw
 from optuna_robustloss.sampler.slots import Slot
-from optuna_robustloss.sampler.transform import Axis, Numerical, Widths, axes_of, numerical
+from optuna_robustloss.sampler.transform import (
+    Numerical,
+    ParameterTransform,
+    SearchSpaceTransform,
+    Widths,
+    numerical_parameters,
+)
 from optuna_robustloss.sampler.warm_start import Sources, estimate_start
 from optuna_robustloss.seeds import derive_seed
 
-_ATTRIBUTE = "generational-cma:definition"
+_ATTRIBUTE = "generational-cma:config"
 
 
 @dataclass(frozen=True)
-class Definition:
+class SamplerConfig:
     """The options of ``GenerationalCmaEsSampler`` that every worker must share.
 
     Kept as JSON in a system attribute of the study.
@@ -59,16 +65,16 @@ class Definition:
         """Eight hexadecimal digits that claims carry."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
 
-    def axes(self, space: Mapping[str, Numerical]) -> dict[str, Axis]:
-        """Return the coordinates of ``space``."""
+    def transform(self, space: Mapping[str, Numerical]) -> SearchSpaceTransform:
+        """Return the coordinates of ``space`` in which CMA-ES works."""
         if self.start is not None:
-            return {name: Axis.unit(d) for name, d in space.items()}
-        return axes_of(space, self.x0, self.sigma0)
+            return SearchSpaceTransform.unit(space)
+        return SearchSpaceTransform.standardised(space, self.x0, self.sigma0)
 
-    def evolution(self, space: Mapping[str, Numerical]) -> Evolution:
+    def optimizer(self, space: Mapping[str, Numerical]) -> GenerationalCma:
         """Return CMA-ES before its first generation."""
-        return Evolution(
-            self.axes(space),
+        return GenerationalCma(
+            self.transform(space),
             self.popsize,
             self.seed,
             start=self.start,
@@ -76,31 +82,32 @@ class Definition:
             separable=self.separable and len(space) > 1,
         )
 
-    def draw(self, slot: Slot, name: str, distribution: Numerical) -> float | int:
+    def draw_parameter(self, slot: Slot, name: str, distribution: Numerical) -> float | int:
         """Draw one parameter of the first generation, before the search space is known."""
-        axis = self.axes({name: distribution})[name]
+        parameter = self.transform({name: distribution}).parameters[name]
         if self.include_start and (slot.generation, slot.index) == (0, 0):
-            return self._start(name, axis, axis.external(0.0))
-        return first_draw(self.seed, slot.generation, slot.index, name, axis)
+            return self._start(name, parameter, parameter.external(0.0))
+        return first_draw(self.seed, slot.generation, slot.index, name, parameter)
 
-    def centre(self, evolution: Evolution) -> dict[str, float | int]:
+    def start_point(self, optimizer: GenerationalCma) -> dict[str, float | int]:
         """Return the start itself, as a candidate."""
-        mean = evolution.mean
-        return {n: self._start(n, axis, mean[n]) for n, axis in evolution.axes.items()}
+        mean, parameters = optimizer.mean, optimizer.transform.parameters
+        return {n: self._start(n, parameter, mean[n]) for n, parameter in parameters.items()}
 
-    def _start(self, name: str, axis: Axis, mean: float | int) -> float | int:
+    def _start(self, name: str, parameter: ParameterTransform, mean: float | int) -> float | int:
         """Return ``x0`` as it was given, not through logarithms; but on the parameter's grid."""
-        return mean if axis.distribution.step is not None else (self.x0 or {}).get(name, mean)
+        on_grid = parameter.distribution.step is not None
+        return mean if on_grid else (self.x0 or {}).get(name, mean)
 
     def to_json(self) -> str:
-        """Return the definition as JSON with sorted keys."""
+        """Return the configuration as JSON with sorted keys."""
         values = asdict(self)
         if self.space is not None:
             values["space"] = {n: distribution_to_json(d) for n, d in self.space.items()}
         return json.dumps(values, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Definition:
+    def from_json(cls, text: str) -> SamplerConfig:
         """Read what ``to_json`` wrote.
 
         Raises:
@@ -111,16 +118,18 @@ class Definition:
             values = json.loads(text)
             if values["space"] is not None:
                 space = {n: json_to_distribution(d) for n, d in values["space"].items()}
-                values["space"] = numerical(space)
+                values["space"] = numerical_parameters(space)
             if values["start"] is not None:
                 mean, sigma, rows = (values["start"][f.name] for f in fields(StartDistribution))
                 values["start"] = StartDistribution(tuple(mean), sigma, tuple(map(tuple, rows)))
             return cls(**values)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"the stored definition of the search is damaged: {error}") from error
+            raise ValueError(
+                f"the stored configuration of the sampler is damaged: {error}"
+            ) from error
 
-    def differences(self, other: Definition) -> list[str]:
-        """Options in which two definitions differ, as ``name: value here / value there``.
+    def differences(self, other: SamplerConfig) -> list[str]:
+        """Options in which two configurations differ, as ``name: value here / value there``.
 
         A start distribution is not compared: it is estimated once, by the first worker.
         """
@@ -132,8 +141,8 @@ class Definition:
         ]
 
 
-def stored_definition(study: Study) -> Definition | None:
-    """Return the definition kept with a study, or None if no generation was begun.
+def stored_config(study: Study) -> SamplerConfig | None:
+    """Return the configuration kept with a study, or None if no generation was begun.
 
     Raises:
         ValueError: it is damaged.
@@ -141,11 +150,13 @@ def stored_definition(study: Study) -> Definition | None:
     """
     attributes: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)
     text = attributes.get(_ATTRIBUTE)
-    return None if text is None else Definition.from_json(str(text))
+    return None if text is None else SamplerConfig.from_json(str(text))
 
 
-def agree(study: Study, options: Definition, seed: int | None, sources: Sources) -> Definition:
-    """Return the definition that all workers of ``study`` share; the first one stores its own.
+def load_or_store(
+    study: Study, options: SamplerConfig, seed: int | None, sources: Sources
+) -> SamplerConfig:
+    """Return the configuration that all workers of a study share; the first one stores its own.
 
     Args:
         study: the study.
@@ -155,10 +166,10 @@ def agree(study: Study, options: Definition, seed: int | None, sources: Sources)
 
     Raises:
         ValueError: the study was begun with other options, a source is not usable, or the stored
-            definition is damaged.
+            configuration is damaged.
 
     """
-    stored = stored_definition(study)
+    stored = stored_config(study)
     if seed is None:
         made = derive_seed(0, "study", study.study_name)
         options = replace(options, seed=stored.seed if stored else made)
@@ -166,7 +177,7 @@ def agree(study: Study, options: Definition, seed: int | None, sources: Sources)
         if sources:
             space, start = estimate_start(sources, study, options.space)
             options = replace(options, space=space, start=start)
-            stored = stored_definition(study)  # the estimate has taken its time
+            stored = stored_config(study)  # the estimate has taken its time
     if stored is None:
         study._storage.set_study_system_attr(study._study_id, _ATTRIBUTE, options.to_json())
         return options

@@ -1,4 +1,4 @@
-"""CMA-ES as a pure function of what was told: the same on every host, in whatever order."""
+"""CMA-ES as a pure function of what it was told: the same on every host, in any order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from cmaes import CMA, SepCMA
 
-from optuna_robustloss.sampler.transform import Axis, truncated_normal
+from optuna_robustloss.sampler.transform import (
+    ParameterTransform,
+    SearchSpaceTransform,
+    truncated_normal,
+)
 from optuna_robustloss.seeds import derive_seed
 
 
@@ -17,14 +21,16 @@ def _rng_seed(seed: int, *path: int | str) -> int:
     return derive_seed(seed, "candidate", *path) % 2**32
 
 
-def first_draw(seed: int, generation: int, slot: int, name: str, axis: Axis) -> float | int:
+def first_draw(
+    seed: int, generation: int, slot: int, name: str, parameter: ParameterTransform
+) -> float | int:
     """Draw one parameter of a candidate before CMA-ES was told anything.
 
     CMA-ES starts with independent coordinates, so each can be drawn on its own, before the other
     parameters' names are known.
     """
     rng = np.random.RandomState(_rng_seed(seed, generation, slot, name))
-    return axis.external(truncated_normal(rng, *axis.bounds))
+    return parameter.external(truncated_normal(rng, *parameter.bounds))
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,14 @@ class StartDistribution:
     covariance: tuple[tuple[float, ...], ...]
 
 
-class Evolution:
+class GenerationalCma:
     """The state of CMA-ES after the generations told so far.
 
     Args:
-        axes: the parameters, in a fixed order.
+        transform: the coordinates of the parameters.
         popsize: candidates per generation.
         seed: of all candidates.
-        start: of a warm-started search; without one the axes say where it starts.
+        start: of a warm-started search; without one it starts at 0 with σ = 1.
         lr_adapt: adapt the learning rates to the noise (Nomura et al. 2023).
         separable: search with a diagonal covariance (Ros and Hansen 2008).
 
@@ -51,7 +57,7 @@ class Evolution:
 
     def __init__(
         self,
-        axes: Mapping[str, Axis],
+        transform: SearchSpaceTransform,
         popsize: int,
         seed: int,
         *,
@@ -59,18 +65,19 @@ class Evolution:
         lr_adapt: bool = False,
         separable: bool = False,
     ) -> None:
-        self.axes = dict(axes)
+        self.transform = transform
         self.popsize = popsize
         self.seed = seed
         self.generation = 0
         self.converged = False
         self._warm = start is not None
-        self._origin = np.zeros(len(axes)) if start is None else np.array(start.mean)
+        dimensions = len(transform.parameters)
+        self._origin = np.zeros(dimensions) if start is None else np.array(start.mean)
         options: dict[str, Any] = {
             "mean": self._origin.copy(),
             "sigma": 1.0 if start is None else start.sigma,
-            "bounds": np.array([a.bounds for a in axes.values()]),
-            "n_max_resampling": 10 * len(axes),
+            "bounds": transform.bounds,
+            "n_max_resampling": 10 * dimensions,
             "population_size": popsize,
             "seed": 0,  # every candidate sets its own
         }
@@ -83,7 +90,7 @@ class Evolution:
     @property
     def mean(self) -> dict[str, float | int]:
         """The mean of the distribution the next generation is drawn from."""
-        return self._external(self._cma.mean)
+        return self.transform.external(self._cma.mean)
 
     @property
     def state(self) -> tuple[bytes, ...]:
@@ -94,9 +101,12 @@ class Evolution:
     def candidate(self, slot: int) -> dict[str, float | int]:
         """Return the candidate of a slot of the present generation: always the same one."""
         if self.generation == 0 and not self._warm:
-            return {n: first_draw(self.seed, 0, slot, n, axis) for n, axis in self.axes.items()}
+            return {
+                name: first_draw(self.seed, 0, slot, name, parameter)
+                for name, parameter in self.transform.parameters.items()
+            }
         self._cma.reseed_rng(_rng_seed(self.seed, self.generation, slot))
-        return self._external(self._cma.ask())
+        return self.transform.external(self._cma.ask())
 
     def tell(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Update the distribution with a whole generation, best candidate first.
@@ -118,14 +128,10 @@ class Evolution:
         }
         with np.errstate(all="ignore"):
             # CMA-ES uses the order of the values only, so their ranks do.
-            self._cma.tell([(self._internal(p), float(rank)) for rank, p in enumerate(points)])
+            self._cma.tell(
+                [(self.transform.internal(p), float(rank)) for rank, p in enumerate(points)]
+            )
             finite = all(np.isfinite(np.frombuffer(part)).all() for part in self.state)
             self.converged = not finite or self._cma.should_stop()
         if not finite:  # all candidates were the same point
             vars(self._cma).update(before)
-
-    def _internal(self, point: Mapping[str, Any]) -> np.ndarray:
-        return np.array([axis.internal(point[name]) for name, axis in self.axes.items()])
-
-    def _external(self, u: np.ndarray) -> dict[str, float | int]:
-        return {n: a.external(float(x)) for (n, a), x in zip(self.axes.items(), u, strict=True)}

@@ -1,69 +1,70 @@
-"""The generations of a study, read from its trials: what is told, running, free."""
+"""The generations of a study, replayed from its trials: which slots are told, running or free."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.sampler.config import Definition
-from optuna_robustloss.sampler.optimizer import Evolution
-from optuna_robustloss.sampler.slots import Slot, failed_itself, slot_of
-from optuna_robustloss.sampler.transform import Numerical, numerical
+from optuna_robustloss.sampler.config import SamplerConfig
+from optuna_robustloss.sampler.optimizer import GenerationalCma
+from optuna_robustloss.sampler.slots import Slot, objective_failed, slot_of
+from optuna_robustloss.sampler.transform import Numerical, numerical_parameters
 
-#: A candidate whose workers died this often without a word is told as failed, too.
+#: A candidate whose workers were lost this often is told as failed, too.
 MAX_LOST = 20
-
-_Key = tuple[int, int]
 
 
 class Generations:
-    """Replays a study: ``update`` takes its trials and tells CMA-ES every generation that is full.
+    """Replays a study: ``update`` reads its trials and tells CMA-ES every generation that is full.
 
-    The state after a generation depends on nothing but the definition of the search and the told
-    trials' parameters and values, so every process comes to the same one, bit for bit. An update
-    looks at unfinished and new trials only.
+    The state after a generation depends on nothing but the configuration of the search and the
+    told trials' parameters and values, so every process computes the same one, bit for bit. An
+    update reads unfinished and new trials only.
+
+    Args:
+        config: of the sampler.
+        direction: of the study.
+
     """
 
-    def __init__(self, definition: Definition, direction: StudyDirection) -> None:
-        self.definition = definition
+    def __init__(self, config: SamplerConfig, direction: StudyDirection) -> None:
+        self.config = config
         self.number = 0
+        """Of the present generation, from 0; as many are told."""
         self.told: list[tuple[FrozenTrial, ...]] = []
-        #: What CMA-ES was told of complete candidates, by the number of their first trial.
-        self.averages: dict[int, float] = {}
         self.means: list[dict[str, Any]] = []
-        self.running: dict[_Key, list[FrozenTrial]] = {}
-        self.evolution: Evolution | None = None
-        self.space: dict[str, Numerical] | None = definition.space
+        """Mean of the distribution after each told generation."""
+        self.running: dict[int, list[FrozenTrial]] = {}
+        """Trials that claim a slot of the present generation, by its index."""
+        self.optimizer: GenerationalCma | None = None
+        self.space: dict[str, Numerical] | None = None
+        self.trials_read = 0
         self._sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        self._finished: dict[int, dict[_Key, list[FrozenTrial]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
+        self._finished: dict[Slot, list[FrozenTrial]] = defaultdict(list)
         self._unfinished: set[int] = set()
-        self.seen = 0
-        if self.space is not None:
-            self._begin(self.space)
+        if config.space is not None:
+            self._set_space(config.space)
 
-    def _begin(self, space: dict[str, Numerical]) -> None:
+    def _set_space(self, space: dict[str, Numerical]) -> None:
         self.space = space
         if space:
-            self.evolution = self.definition.evolution(space)
+            self.optimizer = self.config.optimizer(space)
 
     # What the trials say
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in all trials of the study, ordered by number."""
+        """Read all trials of the study, ordered by number."""
         running: dict[Slot, list[FrozenTrial]] = defaultdict(list)
-        for number in [*sorted(self._unfinished), *range(self.seen, len(trials))]:
+        for number in [*sorted(self._unfinished), *range(self.trials_read, len(trials))]:
             trial = trials[number]
-            slot = slot_of(trial, self.definition.key)
-            if slot is not None and slot.index >= self.definition.popsize:
-                slot = None  # nobody's: there is no such slot
+            slot = slot_of(trial, self.config.key)
+            if slot is not None and slot.index >= self.config.popsize:
+                slot = None  # there is no such slot
             if not trial.state.is_finished():
                 self._unfinished.add(number)
                 if slot is not None:
@@ -71,134 +72,110 @@ class Generations:
                 continue
             self._unfinished.discard(number)
             if slot is not None and slot.generation >= self.number:
-                self._finished[slot.generation][slot.index, slot.replicate].append(trial)
-        self.seen = len(trials)
+                self._finished[slot].append(trial)
+        self.trials_read = len(trials)
         while True:
             self.running = {
-                (slot.index, slot.replicate): owners
-                for slot, owners in running.items()
+                slot.index: trials
+                for slot, trials in running.items()
                 if slot.generation == self.number
             }
-            if not self._complete():
+            if not self._is_complete():
                 return
-            self._tell()
+            self._tell_generation()
 
-    def claims(self, slot: Slot) -> list[FrozenTrial]:
-        """Return the trials that hold or fill a slot of the present generation."""
-        key = (slot.index, slot.replicate)
-        return [*self.running.get(key, ()), *self._filled(key)]
+    def claims(self, index: int) -> list[FrozenTrial]:
+        """Return the trials that hold or have filled a slot of the present generation."""
+        return [*self.running.get(index, ()), *self._filled(index)]
 
-    def _filled(self, key: _Key) -> list[FrozenTrial]:
-        done = self._finished[self.number].get(key, ())
-        return sorted((t for t in done if t.state != TrialState.FAIL), key=lambda t: t.number)
+    def _ended(self, index: int) -> Sequence[FrozenTrial]:
+        return self._finished.get(Slot(self.number, index), ())
+
+    def _filled(self, index: int) -> list[FrozenTrial]:
+        done = (t for t in self._ended(index) if t.state != TrialState.FAIL)
+        return sorted(done, key=lambda t: t.number)
 
     @property
     def filled(self) -> int:
-        """Number of slots that have their value, or were given up."""
-        here = range(self.definition.popsize)
-        return self.number * self.definition.popsize + sum(
-            bool(self._filled((i, 0))) or self.given_up(i) for i in here
+        """Number of slots that have their value, or have failed for good, in all generations."""
+        return self.number * self.config.popsize + sum(
+            bool(self._filled(i)) or self.is_abandoned(i) for i in range(self.config.popsize)
         )
 
-    def given_up(self, index: int) -> bool:
-        """Whether a candidate failed too often, and is told as the worst."""
-        key = (index, 0)
-        return key not in self.running and not self._filled(key) and self.exhausted(index)
+    def is_abandoned(self, index: int) -> bool:
+        """Return whether a candidate failed too often, and is told as the worst."""
+        return index not in self.running and not self._filled(index) and self.is_exhausted(index)
 
-    def exhausted(self, index: int) -> bool:
-        """Whether a candidate has failed so often that nobody may take it any more."""
-        done = self._finished[self.number].get((index, 0), ())
-        own = self.failures(index)
-        lost = sum(t.state == TrialState.FAIL for t in done) - own
-        return own > self.definition.max_retry or lost >= MAX_LOST
+    def is_exhausted(self, index: int) -> bool:
+        """Return whether a candidate has failed so often that no worker takes it again."""
+        failures = self.failures(index)
+        lost = sum(t.state == TrialState.FAIL for t in self._ended(index)) - failures
+        return failures > self.config.max_retry or lost >= MAX_LOST
 
     def failures(self, index: int) -> int:
-        """How often the objective has failed on a candidate."""
-        return sum(failed_itself(t) for t in self._finished[self.number].get((index, 0), ()))
+        """Return how often the objective has failed on a candidate."""
+        return sum(objective_failed(t) for t in self._ended(index))
 
     def free(self) -> list[Slot]:
-        """Return the slots of the present generation that nobody holds or has filled."""
+        """Return the slots of the present generation that no trial holds or has filled."""
         return [
             Slot(self.number, index)
-            for index in range(self.definition.popsize)
-            if not self.claims(Slot(self.number, index)) and not self.given_up(index)
+            for index in range(self.config.popsize)
+            if not self.claims(index) and not self.is_abandoned(index)
         ]
 
     def waits_for(self) -> list[FrozenTrial]:
         """Return the running trials of candidates that have no value yet."""
         return [
             trial
-            for (index, replicate), owners in self.running.items()
-            if not (replicate or self._filled((index, 0)) or self.exhausted(index))
-            for trial in owners
+            for index, trials in self.running.items()
+            if not (self._filled(index) or self.is_exhausted(index))
+            for trial in trials
         ]
 
-    def late(self) -> list[tuple[Slot, FrozenTrial]]:
-        """Return the repetitions that still run when every candidate has its value."""
-        if self.waits_for() or self.free():
-            return []
-        return [(Slot(self.number, *k), t) for k, owners in self.running.items() for t in owners]
-
-    def replicates(self) -> Iterator[Slot]:
-        """Return the repetitions nobody holds, round by round."""
-        candidates = [i for i in range(self.definition.popsize) if not self.given_up(i)]
-        replicate = 1
-        while candidates:
-            for index in candidates:
-                slot = Slot(self.number, index, replicate)
-                if not self.claims(slot):
-                    yield slot
-            replicate += 1
-
     def ends_with(self, trial: FrozenTrial, slot: Slot, limit: int, *, failed: bool) -> bool:
-        """Whether ``limit`` generations are complete once a running trial is told."""
+        """Return whether ``limit`` generations are complete once a running trial is told."""
         if self.number != limit - 1:
             return self.number >= limit
-        if failed and self.failures(slot.index) < self.definition.max_retry:
+        if failed and self.failures(slot.index) < self.config.max_retry:
             return False
-        running = {t.number for owners in self.running.values() for t in owners}
+        running = {t.number for trials in self.running.values() for t in trials}
         return running == {trial.number} and not self.free()
 
-    # What CMA-ES hears
+    # What CMA-ES is told
 
-    def _complete(self) -> bool:
-        # Nobody closes a generation while a claim on it runs, so that all agree what was told:
-        # a repetition is told if it ends before its claim is taken from it, else not.
+    def _is_complete(self) -> bool:
+        # A generation with a running claim is not closed, so that all processes tell the same set.
         if self.running:
             return False
-        return all(self._filled((i, 0)) or self.given_up(i) for i in range(self.definition.popsize))
+        return all(self._filled(i) or self.is_abandoned(i) for i in range(self.config.popsize))
 
-    def _tell(self) -> None:
-        members = [self._representative(i) for i in range(self.definition.popsize)]
+    def _tell_generation(self) -> None:
+        indices = range(self.config.popsize)
+        members = [self._representative(i) for i in indices]
         if self.space is None:
             complete = [t for t in members if t is not None and t.state == TrialState.COMPLETE]
             shown = complete or [t for t in members if t is not None and t.distributions]
             if shown:
-                self._begin(_shared(shown))
-        values = self._values()
-        if self.evolution is not None:
-            order = sorted(
-                range(self.definition.popsize), key=lambda i: self._rank(members[i], values.get(i))
-            )
-            self.evolution.tell([self._point(i, members[i]) for i in order])
-            self.means.append(self.evolution.mean)
+                self._set_space(_shared_space(shown))
+        if self.optimizer is not None:
+            order = sorted(indices, key=lambda i: self._rank(members[i]))
+            self.optimizer.tell([self._point(i, members[i]) for i in order])
+            self.means.append(self.optimizer.mean)
         self.told.append(tuple(t for t in members if t is not None))
-        for index, value in values.items():
-            if (trial := members[index]) is not None:
-                self.averages[trial.number] = self._sign * value
-        self._finished.pop(self.number, None)
+        for index in indices:
+            self._finished.pop(Slot(self.number, index), None)
         self.number += 1
 
     def _representative(self, index: int) -> FrozenTrial | None:
         """Return the trial that filled a slot, else the first whose objective failed on it."""
-        key = (index, 0)
-        failed = [t for t in self._finished[self.number].get(key, ()) if failed_itself(t)]
-        return min(self._filled(key) or failed, key=lambda t: t.number, default=None)
+        failed = [t for t in self._ended(index) if objective_failed(t)]
+        return min(self._filled(index) or failed, key=lambda t: t.number, default=None)
 
-    def _rank(self, trial: FrozenTrial | None, value: float | None) -> tuple[int, float, float]:
+    def _rank(self, trial: FrozenTrial | None) -> tuple[int, float, float]:
         """Sort key: complete by value, then pruned by how far they came, then failed."""
-        if value is not None:
-            return 0, value, 0.0
+        if trial is not None and trial.state == TrialState.COMPLETE and trial.value is not None:
+            return 0, self._sign * float(trial.value), 0.0
         if trial is not None and trial.state == TrialState.PRUNED:
             step = trial.last_step
             if step is None:
@@ -206,18 +183,6 @@ class Generations:
             last = self._sign * trial.intermediate_values[step]
             return 1, -float(step), last if math.isfinite(last) else math.inf
         return 2, 0.0, 0.0
-
-    def _values(self) -> dict[int, float]:
-        """Return each complete candidate's value, to be minimised; averaged over repetitions."""
-        rounds: dict[int, dict[int, float]] = defaultdict(dict)
-        for (index, replicate), trials in sorted(self._finished[self.number].items()):
-            first = self._representative(index)
-            for trial in sorted(trials, key=lambda t: -t.number):
-                # What was repeated may have been enqueued, and have failed since.
-                same = first is not None and trial.params == first.params
-                if same and trial.state == TrialState.COMPLETE and trial.value is not None:
-                    rounds[replicate][index] = self._sign * float(trial.value)
-        return average(rounds)
 
     def _point(self, index: int, trial: FrozenTrial | None) -> dict[str, Any]:
         """Return the parameters evaluated on a slot: those of its trial, else the drawn ones."""
@@ -227,50 +192,19 @@ class Generations:
         return {name: params.get(name, drawn.get(name)) for name in space}
 
     def candidate(self, index: int) -> dict[str, Any]:
-        """Return what is drawn for a slot of the present generation; empty if no space is known."""
-        if self.evolution is None:
+        """Return the point of a slot of the present generation; empty if no space is known."""
+        if self.optimizer is None:
             return {}
-        if index == 0 and self.number == 0 and self.definition.include_start:
-            return self.definition.centre(self.evolution)
-        return self.evolution.candidate(index)
+        if index == 0 and self.number == 0 and self.config.include_start:
+            return self.config.start_point(self.optimizer)
+        return self.optimizer.candidate(index)
 
 
-def _shared(trials: Sequence[FrozenTrial]) -> dict[str, Numerical]:
+def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, Numerical]:
     """Return the numerical parameters that all trials have with the same distribution."""
-    first = numerical(trials[0].distributions)
+    first = numerical_parameters(trials[0].distributions)
     return {
         name: d
         for name, d in sorted(first.items())
         if all(t.distributions.get(name) == d for t in trials)
     }
-
-
-def average(rounds: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
-    """Average candidates over rounds of evaluation that not all of them took part in.
-
-    All evaluations of one round share their randomness (noise, initial weights), which moves them
-    together; so value = candidate + round is fitted by least squares, and a candidate gains
-    nothing by having been repeated in an easy round.
-
-    Args:
-        rounds: by round and candidate; round 0 has every candidate that is returned.
-
-    """
-    first = rounds.get(0, {})
-    cells = [
-        (r, i, v)
-        for r, values in sorted(rounds.items())
-        for i, v in sorted(values.items())
-        if i in first
-    ]
-    if len(cells) == len(first) or not all(math.isfinite(v) for _, _, v in cells):
-        return dict(first)
-    column = {i: k for k, i in enumerate(sorted(first))}
-    later = {r: len(column) + k for k, r in enumerate(sorted({r for r, _, _ in cells} - {0}))}
-    design = np.zeros((len(cells), len(column) + len(later)))
-    for row, (r, i, _) in enumerate(cells):
-        design[row, column[i]] = 1
-        if r:
-            design[row, later[r]] = 1
-    fitted = np.linalg.lstsq(design, np.array([v for _, _, v in cells]), rcond=None)[0]
-    return {i: float(fitted[k]) for i, k in column.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
@@ -12,14 +12,21 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.distributed.lease import LEASE, Watch, fail, heartbeat
+from optuna_robustloss.distributed.lease import LEASE, LeaseMonitor, fail_trial, lease_keeper
 from optuna_robustloss.distributed.trial_io import write_trial
-from optuna_robustloss.sampler.allocation import SearchFinished, SlotTaker, Surplus
-from optuna_robustloss.sampler.assignment import Asked, Key, draw, key_of, owner, stopped, store
-from optuna_robustloss.sampler.config import Definition, agree
+from optuna_robustloss.sampler.allocation import SearchFinished, SlotAllocator
+from optuna_robustloss.sampler.assignment import (
+    Key,
+    TrialAssignment,
+    current_owner,
+    draw_assignment,
+    key_of,
+    store_point,
+)
+from optuna_robustloss.sampler.config import SamplerConfig, load_or_store
 from optuna_robustloss.sampler.replay import Generations
-from optuna_robustloss.sampler.slots import FAILED, Slot, slot_of
-from optuna_robustloss.sampler.transform import Widths, numerical, plain
+from optuna_robustloss.sampler.slots import FAILED, slot_of
+from optuna_robustloss.sampler.transform import Widths, numerical_parameters, plain_widths
 from optuna_robustloss.sampler.warm_start import Sources
 from optuna_robustloss.seeds import derive_seed
 
@@ -54,13 +61,10 @@ class GenerationalCmaEsSampler(BaseSampler):
         lr_adapt: adapt CMA-ES's learning rates to noise (Nomura et al. 2023, "CMA-ES with Learning
             Rate Adaptation").
         separable: keep the covariance diagonal (Ros and Hansen 2008), for many parameters.
-        surplus: what a worker does when all slots are taken: ``"wait"`` for the generation, or
-            ``"replicate"``: while at least half of the candidates are running, evaluate one of
-            them once more; CMA-ES is told averages of what is ready when the last candidate is.
         max_retry: evaluations of a candidate after its first, if its objective fails.
         max_wait: seconds to wait for a generation before ``GenerationTimeoutError``.
-        lease: seconds without a sign of life after which a running trial counts as lost and its
-            slot is given to another; the same for all workers.
+        lease: seconds without a heartbeat after which a running trial is failed and its slot is
+            free again; the same for all workers.
         generations: stop ``study.optimize``, and raise ``SearchFinished`` from ``study.ask``, when
             so many are complete. No limit by default.
         include_start: make the start itself the first candidate.
@@ -89,15 +93,12 @@ class GenerationalCmaEsSampler(BaseSampler):
         source_studies: Sources = (),
         lr_adapt: bool = False,
         separable: bool = False,
-        surplus: Surplus = "wait",
         max_retry: int = 3,
         max_wait: float = 86400.0,
         lease: float = LEASE,
         generations: int | None = None,
         include_start: bool = False,
     ) -> None:
-        if surplus not in get_args(Surplus):
-            raise ValueError(f"surplus must be one of {get_args(Surplus)}, got {surplus!r}")
         if not (max_wait > 0 and lease > 0):
             raise ValueError(f"max_wait and lease are seconds > 0, got {max_wait} and {lease}")
         if generations is not None and generations < 1:
@@ -109,13 +110,13 @@ class GenerationalCmaEsSampler(BaseSampler):
             )
         space = None
         if search_space is not None:
-            space = dict(sorted(numerical(search_space).items()))
+            space = dict(sorted(numerical_parameters(search_space).items()))
         self._seed = seed
-        self._options = Definition(
+        self._options = SamplerConfig(
             popsize=int(popsize),
             seed=int(seed or 0),
             x0={n: float(v) for n, v in x0.items()} if x0 is not None else None,
-            sigma0=plain(sigma0),
+            sigma0=plain_widths(sigma0),
             space=space,
             lr_adapt=lr_adapt,
             separable=separable,
@@ -123,38 +124,39 @@ class GenerationalCmaEsSampler(BaseSampler):
             include_start=include_start,
         )
         if space:
-            self._options.evolution(space)  # a wrong start shows here
+            self._options.optimizer(space)  # a wrong start shows here
         self._sources = source_studies
-        self._surplus = surplus
         self._max_wait = max_wait
         self._lease = lease
         self._limit = generations
-        self._begin()
+        self.holds_leases = True
+        """Renew the leases of running trials; a worker that does so itself turns this off."""
+        self._start_process()
 
-    def _begin(self) -> None:
+    def _start_process(self) -> None:
         self._lock = threading.RLock()
-        self._takers: dict[Key, SlotTaker] = {}
-        self._asked: dict[Key, Asked] = {}
+        self._allocators: dict[Key, SlotAllocator] = {}
+        self._assignments: dict[Key, TrialAssignment] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        own = ("_lock", "_takers", "_asked")
+        own = ("_lock", "_allocators", "_assignments")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew in another process."""
+        """Start without trials in another process."""
         self.__dict__.update(state)
-        self._begin()
+        self._start_process()
 
     def __str__(self) -> str:
         """Return the name and the popsize."""
         return f"GenerationalCmaEsSampler(popsize={self._options.popsize})"
 
-    # What a worker may want to know
+    # What a worker calls
 
     def generations(self, study: Study) -> Generations:
         """Return the generations of a study as its trials say now."""
-        return self._taker(study).read()
+        return self._allocator(study).read()
 
     def wait(self, study: Study) -> None:
         """Wait until ``study.ask`` would find a slot free; another worker may still be faster.
@@ -164,45 +166,42 @@ class GenerationalCmaEsSampler(BaseSampler):
             GenerationTimeoutError: the generation did not become complete within ``max_wait``.
 
         """
-        self._taker(study).wait()
-
-    def slot(self, study: Study, trial_number: int) -> Slot | None:
-        """Return the slot of a running trial that this sampler object was asked for."""
-        asked = self._asked.get(key_of(study, trial_number))
-        return asked.slot if asked else None
+        self._allocator(study).wait()
 
     # What Optuna calls
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Give the trial its slot; wait for one if the generation is full."""
         storage, trial_id = study._storage, trial._trial_id
-        beats = heartbeat(self._lease)
-        beats.hold(storage, trial_id)
+        keeper = lease_keeper(self._lease)
+        keeper.hold(storage, trial_id)
         try:
             self._raise_error_if_multi_objective(study)
-            asked = self._take(study, trial)
-            self._asked[key_of(study, trial.number)] = asked
-            if self._options.space is not None and not asked.over:
-                store(study, trial, asked)
+            assignment = self._assign(study, trial)
+            self._assignments[key_of(study, trial.number)] = assignment
+            if self._options.space is not None and not assignment.search_finished:
+                store_point(study, trial, assignment)
         except BaseException:
-            beats.release(storage, trial_id)
-            fail(storage, trial_id)
+            keeper.release(storage, trial_id)
+            fail_trial(storage, trial_id)
             raise
+        if not self.holds_leases:
+            keeper.release(storage, trial_id)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the numerical parameters, if they are known."""
-        asked = self._asked.get(key_of(study, trial.number))
-        return dict(asked.space or {}) if asked else {}
+        assignment = self._assignments.get(key_of(study, trial.number))
+        return dict(assignment.space or {}) if assignment else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the candidate of the trial's slot."""
         self._raise_error_if_multi_objective(study)
-        asked = self._asked.get(key_of(study, trial.number))
-        return {n: asked.drawn[n] for n in search_space} if asked else {}
+        assignment = self._assignments.get(key_of(study, trial.number))
+        return {n: assignment.point[n] for n in search_space} if assignment else {}
 
     def sample_independent(
         self,
@@ -213,19 +212,20 @@ class GenerationalCmaEsSampler(BaseSampler):
     ) -> Any:
         """Draw one parameter that CMA-ES does not search, or not yet."""
         self._raise_error_if_multi_objective(study)
-        asked = self._asked.get(key_of(study, trial.number))
-        if asked and asked.over:
+        assignment = self._assignments.get(key_of(study, trial.number))
+        if assignment and assignment.search_finished:
             raise TrialPruned("all generations are complete")
-        taker = self._takers.get(key_of(study)) or self._taker(study)
-        definition = taker.generations.definition
-        slot = asked.slot if asked else None
-        if asked and asked.has(param_name, param_distribution):
-            return asked.drawn[param_name]
-        if asked and slot and asked.space is None:
-            for name, distribution in numerical({param_name: param_distribution}).items():
-                return definition.draw(slot, name, distribution)
+        allocator = self._allocators.get(key_of(study)) or self._allocator(study)
+        config = allocator.generations.config
+        slot = assignment.slot if assignment else None
+        if assignment and assignment.has(param_name, param_distribution):
+            return assignment.point[param_name]
+        if assignment and slot and assignment.space is None:
+            space = numerical_parameters({param_name: param_distribution})
+            if param_name in space:
+                return config.draw_parameter(slot, param_name, space[param_name])
         of = (slot.generation, slot.index) if slot else (trial.number,)
-        seed = derive_seed(definition.seed, "independent", *of, param_name) % 2**32
+        seed = derive_seed(config.seed, "independent", *of, param_name) % 2**32
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -235,60 +235,62 @@ class GenerationalCmaEsSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Note a failed objective, and let the trial go."""
+        """Mark a failed objective, and release the trial's lease."""
         storage, trial_id = study._storage, trial._trial_id
-        heartbeat(self._lease).release(storage, trial_id)
-        asked = self._asked.pop(key_of(study, trial.number), None)
+        lease_keeper(self._lease).release(storage, trial_id)
+        assignment = self._assignments.pop(key_of(study, trial.number), None)
         try:
             if state == TrialState.FAIL:
                 write_trial(storage, trial_id, {}, {}, FAILED)
         except UpdateFinishedTrialError:
             return  # it was taken over
-        slot = asked.slot if asked else None
-        in_loop = study._thread_local.in_optimize_loop
-        if self._limit and in_loop and slot and not slot.replicate:
+        slot = assignment.slot if assignment else None
+        if self._limit and slot and study._thread_local.in_optimize_loop:
             failed = state == TrialState.FAIL
             if self.generations(study).ends_with(trial, slot, self._limit, failed=failed):
                 study.stop()
 
-    def _taker(self, study: Study) -> SlotTaker:
+    def _allocator(self, study: Study) -> SlotAllocator:
         key = key_of(study)
         with self._lock:
-            taker = self._takers.get(key)
-            if taker is None or taker.generations.number == 0:
-                # Two first workers may have written different definitions: the last one stands.
-                definition = agree(study, self._options, self._seed, self._sources)
-                if taker is None or taker.generations.definition != definition:
-                    taker = SlotTaker(
+            allocator = self._allocators.get(key)
+            if allocator is None or allocator.generations.number == 0:
+                # Two first workers may have stored different configurations: the last one stands.
+                config = load_or_store(study, self._options, self._seed, self._sources)
+                if allocator is None or allocator.generations.config != config:
+                    allocator = SlotAllocator(
                         study=study,
-                        generations=Generations(definition, study.direction),
-                        heartbeat=heartbeat(self._lease),
-                        watch=Watch(self._lease),
-                        surplus=self._surplus,
+                        generations=Generations(config, study.direction),
+                        keeper=lease_keeper(self._lease),
+                        monitor=LeaseMonitor(self._lease),
                         max_wait=self._max_wait,
                         limit=self._limit,
-                        held=lambda: self._held(key),
+                        held=lambda: self._held_trials(key),
                     )
-                    self._takers[key] = taker
-            return taker
+                    self._allocators[key] = allocator
+            return allocator
 
-    def _held(self, study: Key) -> list[int]:
-        """Numbers of the unfinished trials that the calling thread has asked for."""
-        me = owner()
-        asked = list(self._asked.items())
-        return [key[-1] for key, a in asked if key[:-1] == study and a.owner == me]
+    def _held_trials(self, study: Key) -> list[int]:
+        """Return the numbers of the unfinished trials that the calling thread has asked for."""
+        owner = current_owner()
+        assignments = list(self._assignments.items())
+        return [key[-1] for key, a in assignments if key[:-1] == study and a.owner == owner]
 
-    def _take(self, study: Study, trial: FrozenTrial) -> Asked:
-        taker = self._taker(study)
-        slot = slot_of(trial, taker.generations.definition.key)
+    def _assign(self, study: Study, trial: FrozenTrial) -> TrialAssignment:
+        allocator = self._allocator(study)
+        slot = slot_of(trial, allocator.generations.config.key)
         if slot is not None:
-            taker.read()  # the trial was asked for before, perhaps elsewhere
+            allocator.read()  # the trial was asked for before, perhaps elsewhere
         else:
             try:
-                slot = taker.take(trial)
+                slot = allocator.allocate(trial)
             except SearchFinished:
-                if not stopped(study):
-                    raise
-                return Asked(None, None, {}, over=True)
-        with taker.lock:
-            return draw(taker.generations, trial, slot)
+                try:
+                    study.stop()  # ``study.optimize`` ends; there is nothing to evaluate
+                except RuntimeError:  # ``study.ask``
+                    raise SearchFinished(
+                        f"study {study.study_name!r}: all {self._limit} generations are complete"
+                    ) from None
+                return TrialAssignment(None, None, {}, search_finished=True)
+        with allocator.lock:
+            return draw_assignment(allocator.generations, trial, slot)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -18,14 +19,14 @@ Widths = float | Mapping[str, float]
 _SIGMA_OF_RANGE = 1 / 6
 
 
-def plain(widths: Widths | None) -> Widths | None:
+def plain_widths(widths: Widths | None) -> Widths | None:
     """Return widths as Python's own numbers, which JSON has."""
     if isinstance(widths, Mapping):
         return {n: float(v) for n, v in widths.items()}
     return None if widths is None else float(widths)
 
 
-def numerical(distributions: Mapping[str, BaseDistribution]) -> dict[str, Numerical]:
+def numerical_parameters(distributions: Mapping[str, BaseDistribution]) -> dict[str, Numerical]:
     """Return the parameters that CMA-ES can search: numbers with more than one value."""
     return {
         name: d
@@ -35,7 +36,7 @@ def numerical(distributions: Mapping[str, BaseDistribution]) -> dict[str, Numeri
 
 
 @dataclass(frozen=True)
-class Axis:
+class ParameterTransform:
     """One parameter: u = (t − ``centre``) / ``sigma``, where t is its value, or its logarithm.
 
     A parameter with a step, or a whole number, is searched as a real one and rounded; its range is
@@ -49,8 +50,8 @@ class Axis:
     @classmethod
     def of(
         cls, distribution: Numerical, start: float | None = None, sigma: float | None = None
-    ) -> Axis:
-        """Make an axis; by default it starts at the centre with a sixth of the range as σ.
+    ) -> ParameterTransform:
+        """Make a transform; it starts at the centre with a sixth of the range as σ by default.
 
         Args:
             distribution: of the parameter.
@@ -76,8 +77,8 @@ class Axis:
         return cls(distribution, centre, float(sigma))
 
     @classmethod
-    def unit(cls, distribution: Numerical) -> Axis:
-        """Make an axis whose range is [0, 1], as a warm start wants it."""
+    def unit(cls, distribution: Numerical) -> ParameterTransform:
+        """Make a transform whose range is [0, 1], as a warm start needs it."""
         low, high = _interval(distribution)
         return cls(distribution, low, high - low)
 
@@ -115,25 +116,52 @@ def _scale(d: Numerical, value: float) -> float:
     return math.log(value) if d.log else float(value)
 
 
-def axes_of(
-    space: Mapping[str, Numerical],
-    x0: Mapping[str, float] | None = None,
-    sigma0: Widths | None = None,
-) -> dict[str, Axis]:
-    """Make an axis for each parameter; see ``GenerationalCmaEsSampler`` for the arguments.
+@dataclass(frozen=True)
+class SearchSpaceTransform:
+    """The coordinates of all parameters, in a fixed order."""
 
-    Raises:
-        ValueError: names the parameter whose start or width is wrong.
+    parameters: Mapping[str, ParameterTransform]
 
-    """
-    axes = {}
-    for name, distribution in space.items():
-        sigma = sigma0.get(name) if isinstance(sigma0, Mapping) else sigma0
-        try:
-            axes[name] = Axis.of(distribution, (x0 or {}).get(name), sigma)
-        except ValueError as error:
-            raise ValueError(f"parameter {name!r}: {error}") from None
-    return axes
+    @classmethod
+    def standardised(
+        cls,
+        space: Mapping[str, Numerical],
+        x0: Mapping[str, float] | None = None,
+        sigma0: Widths | None = None,
+    ) -> SearchSpaceTransform:
+        """Make coordinates that start at 0 with σ = 1; see ``GenerationalCmaEsSampler``.
+
+        Raises:
+            ValueError: names the parameter whose start or width is wrong.
+
+        """
+        parameters = {}
+        for name, distribution in space.items():
+            sigma = sigma0.get(name) if isinstance(sigma0, Mapping) else sigma0
+            try:
+                parameters[name] = ParameterTransform.of(distribution, (x0 or {}).get(name), sigma)
+            except ValueError as error:
+                raise ValueError(f"parameter {name!r}: {error}") from None
+        return cls(parameters)
+
+    @classmethod
+    def unit(cls, space: Mapping[str, Numerical]) -> SearchSpaceTransform:
+        """Make coordinates whose ranges are [0, 1]."""
+        return cls({name: ParameterTransform.unit(d) for name, d in space.items()})
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Ranges of the coordinates, ``(parameters, 2)``."""
+        return np.array([p.bounds for p in self.parameters.values()])
+
+    def internal(self, point: Mapping[str, Any]) -> np.ndarray:
+        """Return the coordinates of a point, ``(parameters,)``."""
+        return np.array([p.internal(point[name]) for name, p in self.parameters.items()])
+
+    def external(self, u: np.ndarray) -> dict[str, float | int]:
+        """Return the point at coordinates ``(parameters,)``."""
+        items = zip(self.parameters.items(), u, strict=True)
+        return {name: p.external(float(x)) for (name, p), x in items}
 
 
 def truncated_normal(rng: np.random.RandomState, low: float, high: float) -> float:

@@ -14,7 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler.optimizer import StartDistribution
-from optuna_robustloss.sampler.transform import Axis, Numerical, numerical
+from optuna_robustloss.sampler.transform import (
+    Numerical,
+    SearchSpaceTransform,
+    numerical_parameters,
+)
 
 #: Earlier studies, or where to find them: (storage or its URL, study name).
 Sources = Sequence[Study | tuple[str | BaseStorage, str]]
@@ -46,7 +50,7 @@ def estimate_start(
 
     """
     best: list[FrozenTrial] = []
-    for source in (_open(s) for s in sources):
+    for source in (_open_source(s) for s in sources):
         name = source.study_name
         if source.directions != study.directions:
             raise ValueError(
@@ -58,34 +62,35 @@ def estimate_start(
             for t in source.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if t.value is not None and np.isfinite(t.value)
         ]
-        space = dict(numerical(trials[0].distributions)) if space is None and trials else space
-        usable = [t for t in trials if all(t.distributions.get(n) == d for n, d in _of(space))]
-        usable = usable if _of(space) else []
+        if space is None and trials:
+            space = dict(numerical_parameters(trials[0].distributions))
+        names = [name for name, _ in _sorted(space)]
+        usable = [t for t in trials if all(t.distributions.get(n) == d for n, d in _sorted(space))]
+        usable = usable if names else []
         if len(usable) < _FEWEST:
             raise ValueError(
                 f"source study {name!r} has {len(usable)} complete trials with the parameters "
-                f"{', '.join(n for n, _ in _of(space)) or '(none)'} and their ranges; a warm start "
-                f"needs {_FEWEST}"
+                f"{', '.join(names) or '(none)'} and their ranges; a warm start needs {_FEWEST}"
             )
         down = source.direction == optuna.study.StudyDirection.MAXIMIZE
         usable.sort(key=lambda t: t.value or 0.0, reverse=down)
         best += usable[: int(len(usable) * _GAMMA)]
-    axes = {n: Axis.unit(d) for n, d in _of(space)}
-    points = [(np.array([a.internal(t.params[n]) for n, a in axes.items()]), 0.0) for t in best]
+    transform = SearchSpaceTransform.unit(dict(_sorted(space)))
+    points = [(transform.internal(t.params), 0.0) for t in best]
     mean, sigma, covariance = get_warm_start_mgd(points, gamma=1.0, alpha=_ALPHA)
     start = StartDistribution(
         tuple(float(m) for m in np.clip(mean, 0.0, 1.0)),
         float(sigma),
         tuple(tuple(float(c) for c in row) for row in covariance),
     )
-    return {n: a.distribution for n, a in axes.items()}, start
+    return dict(_sorted(space)), start
 
 
-def _of(space: Mapping[str, BaseDistribution] | None) -> list[tuple[str, Numerical]]:
-    return sorted(numerical(space or {}).items())
+def _sorted(space: Mapping[str, BaseDistribution] | None) -> list[tuple[str, Numerical]]:
+    return sorted(numerical_parameters(space or {}).items())
 
 
-def _open(source: Study | tuple[str | BaseStorage, str]) -> Study:
+def _open_source(source: Study | tuple[str | BaseStorage, str]) -> Study:
     if isinstance(source, Study):
         return source
     storage, name = source

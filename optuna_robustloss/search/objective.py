@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from optuna.exceptions import TrialPruned
-from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
-from optuna_robustloss.distributed.lease import LEASE, beat, heartbeat
 from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.space import Parameters
 from optuna_robustloss.search.spec import StudySpec
@@ -47,24 +44,6 @@ def generation_of(trial: FrozenTrial, popsize: int) -> int:
     return int(noted) if isinstance(noted, int) else max(0, trial.number - 1) // popsize
 
 
-@contextmanager
-def _lease_of(trial: BaseTrial) -> Iterator[None]:
-    """Give signs of life while the trial is running, whoever runs it."""
-    if not isinstance(trial, Trial):
-        yield
-        return
-    beats, storage = heartbeat(LEASE), trial.study._storage
-    held = beats.holds(storage, trial._trial_id)
-    if not held and not isinstance(storage, InMemoryStorage):
-        beat(storage, trial._trial_id)
-    beats.hold(storage, trial._trial_id)
-    try:
-        yield
-    finally:
-        if not held:
-            beats.release(storage, trial._trial_id)
-
-
 @dataclass(frozen=True)
 class _Member:
     """A trial of a population: its place among the trials, its loss, and its generation's seed."""
@@ -80,7 +59,7 @@ class NoisyLabelObjective:
 
     All candidates of a generation share noise, split, initial weights and batch order (common
     random numbers); the next generation gets fresh ones, so that no candidate is liked for its
-    luck twice, and so does each round of repetitions by surplus workers. A diverged candidate
+    luck twice. A diverged candidate
     scores the accuracy it has then (about chance) and carries the attribute ``diverged``; one
     near chance after the spec's ``stop_at_chance_after`` is stopped there (``hopeless``).
     Candidates that are evaluated together are trained as one population, and the worst of them
@@ -133,17 +112,15 @@ class NoisyLabelObjective:
         """
         outcomes: dict[int, float | Exception] = {}
         members: dict[int, list[_Member]] = {}
-        with ExitStack() as leases:
-            for position, trial in enumerate(trials):
-                try:
-                    leases.enter_context(_lease_of(trial))
-                    member = self._member(position, trial)
-                except Exception as error:
-                    outcomes[position] = error
-                else:
-                    members.setdefault(member.seed, []).append(member)
-            for seed, population in members.items():
-                outcomes |= self._train(population, seed)
+        for position, trial in enumerate(trials):
+            try:
+                member = self._member(position, trial)
+            except Exception as error:
+                outcomes[position] = error
+            else:
+                members.setdefault(member.seed, []).append(member)
+        for seed, population in members.items():
+            outcomes |= self._train(population, seed)
         return [outcomes[position] for position in range(len(trials))]
 
     def _member(self, position: int, trial: BaseTrial) -> _Member:
@@ -151,16 +128,13 @@ class NoisyLabelObjective:
         if isinstance(trial, Trial):
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         parameters = self.spec.space.suggest(trial)
-        generation, replicate = 0, 0
+        generation = 0
         if isinstance(trial, Trial):  # its sampler has noted the generation by now
             stored = trial.study._storage.get_trial(trial._trial_id)
             generation = generation_of(stored, self.spec.popsize)
-            slot = slot_of(stored)
-            replicate = slot.replicate if slot else 0
             if stored.params == self.spec.space.start_point:
                 trial.set_user_attr("start", self.spec.start)
-        again = ("replicate", replicate) if replicate else ()
-        seed = derive_seed(self.spec.seed, "generation", generation, *again)
+        seed = derive_seed(self.spec.seed, "generation", generation)
         trial.set_user_attr("generation", generation)
         for num_classes in {task.num_classes for task in self.tasks(seed)}:
             parameters.build(num_classes)  # a constant loss shows here, and is this trial's fault

@@ -51,7 +51,6 @@ def _generational(spec: StudySpec, storage: BaseStorage, lease: float) -> Genera
         source_studies=sources,
         lr_adapt=spec.lr_adapt,
         separable=spec.separable,
-        surplus=spec.surplus,
         max_retry=spec.max_retry,
         lease=lease,
         generations=spec.generations,

@@ -15,7 +15,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
-from optuna_robustloss.sampler.slots import slot_of, was_let_go
 from optuna_robustloss.search.objective import (
     OPTUNA_GENERATION,
     NoisyLabelObjective,
@@ -127,7 +126,7 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
         ValueError: no trial is complete yet.
 
     """
-    fitness = _fitness(study, spec)
+    fitness = _fitness(study)
     complete = [t for t in study.get_trials(deepcopy=False) if t.number in fitness]
     if not complete:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
@@ -150,22 +149,13 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
     return finalists
 
 
-def _repeats(trial: FrozenTrial) -> bool:
-    """Whether a trial only repeats a candidate, in time or too late to be told."""
-    slot = slot_of(trial)
-    return slot.replicate > 0 if slot is not None else was_let_go(trial)
-
-
-def _fitness(study: Study, spec: StudySpec) -> dict[int, float]:
-    """Return the fitness of every candidate by trial number; the average of those repeated."""
-    complete = {
+def _fitness(study: Study) -> dict[int, float]:
+    """Return the fitness of every candidate by trial number."""
+    return {
         t.number: float(t.value or 0.0)
         for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "start" not in t.user_attrs and not _repeats(t)
+        if "start" not in t.user_attrs
     }
-    generations = read_generations(study) if spec.sampler == "generational" else None
-    told = generations.averages if generations is not None else {}
-    return {number: told.get(number, value) for number, value in complete.items()}
 
 
 def _space(spec: StudySpec) -> list[tuple[str, optuna.distributions.FloatDistribution]]:

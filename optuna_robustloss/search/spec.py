@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from optuna_robustloss.distributed.urls import has_password, mask_password
-from optuna_robustloss.sampler.allocation import Surplus
 from optuna_robustloss.search.space import DEFAULT_SIGMA, SearchSpace, SpaceOptions
 from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel
 from optuna_robustloss.tasks.recipes import RecipeChanges
@@ -21,7 +20,7 @@ from optuna_robustloss.training.score import ScoreKind
 SamplerName = Literal["generational", "optuna-cmaes", "tpe", "random", "gp"]
 #: Options of the generational sampler, at their defaults with any other.
 _GENERATIONAL_ONLY = (
-    *("prune_at", "sigma0", "surplus", "lr_adapt", "separable", "max_retry", "source_studies"),
+    *("prune_at", "sigma0", "lr_adapt", "separable", "max_retry", "source_studies"),
 )
 _EXCLUSIVE = (
     ("lr_adapt", "separable"),
@@ -50,8 +49,9 @@ class SourceStudy(StrictModel):
     def _no_password(cls, value: str | None) -> str | None:
         if value is not None and has_password(value):
             raise ValueError(
-                f"{mask_password(value)!r} has a password, and a spec is stored for all to read: put "
-                "the URL into an environment variable and write its name, for example $OLD_STORAGE"
+                f"{mask_password(value)!r} has a password, and a spec is stored for all to read: "
+                "put the URL into an environment variable and write its name, for example "
+                "$OLD_STORAGE"
             )
         return value
 
@@ -71,6 +71,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     refused_keys: ClassVar[Mapping[str, str]] = {
         "methods": "this is a benchmark: run it with 'optuna-robustloss benchmark'",
         "hopeless_after": "the key 'hopeless_after' is now 'stop_at_chance_after'",
+        "surplus": "the key 'surplus' is gone: workers beyond popsize wait for the generation",
         "rungs": "the key 'rungs' is now 'prune_at'",
     }
     secret_keys: ClassVar[frozenset[str]] = frozenset({"source_studies"})
@@ -95,7 +96,6 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     """Ours, or one of Optuna's."""
     sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
     """First σ of each coefficient, for the generational sampler."""
-    surplus: Surplus = "wait"
     """What workers do that find a generation's slots taken; see ``GenerationalCmaEsSampler``."""
     lr_adapt: bool = False
     separable: bool = False

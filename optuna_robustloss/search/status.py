@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_robustloss.distributed.lease import LEASE, sign_of
+from optuna_robustloss.distributed.lease import LEASE, heartbeat_of
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.spec import StudySpec
@@ -65,7 +65,7 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
     workers: dict[str, list[int]] = defaultdict(list)
     stale = []
     for trial in running:
-        sign = sign_of(trial)
+        sign = heartbeat_of(trial)
         if sign is None or time.time() - sign.at > lease:
             stale.append(trial.number)
         else:

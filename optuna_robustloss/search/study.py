@@ -10,7 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from optuna_robustloss.distributed.lease import LEASE
-from optuna_robustloss.sampler.config import stored_definition
+from optuna_robustloss.sampler.config import stored_config
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
@@ -156,16 +156,16 @@ def trials_done(study: Study, spec: StudySpec) -> int:
 
 def read_generations(study: Study) -> Generations | None:
     """Return what a study of the generational sampler has told so far; None if it has not begun."""
-    if isinstance(study.sampler, GenerationalCmaEsSampler) and stored_definition(study):
+    if isinstance(study.sampler, GenerationalCmaEsSampler) and stored_config(study):
         return study.sampler.generations(study)  # which knows most of it
     return replay(study)
 
 
 def replay(study: Study) -> Generations | None:
     """Replay a study of the generational sampler, without changing anything in its storage."""
-    definition = stored_definition(study)
-    if definition is None:
+    config = stored_config(study)
+    if config is None:
         return None
-    generations = Generations(definition, study.direction)
+    generations = Generations(config, study.direction)
     generations.update(study.get_trials(deepcopy=False))
     return generations

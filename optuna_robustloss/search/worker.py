@@ -14,14 +14,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_robustloss.distributed.lease import (
     LEASE,
-    Watch,
-    beat,
-    fail,
-    heartbeat,
+    LeaseMonitor,
+    fail_stale_trials,
+    fail_trial,
+    heartbeat_of,
+    lease_keeper,
     machine,
-    sign_of,
+    record_heartbeat,
 )
-from optuna_robustloss.sampler.allocation import SearchFinished
+from optuna_robustloss.distributed.trial_io import database_of
+from optuna_robustloss.sampler.allocation import GenerationTimeoutError, SearchFinished
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import enqueue_start, finished_study, trials_done
@@ -30,7 +32,7 @@ _logger = logging.getLogger(__name__)
 OnTrial = Callable[[Study, FrozenTrial], None]
 
 
-def run_trials(
+def run_worker(
     study: Study,
     objective: NoisyLabelObjective,
     *,
@@ -41,9 +43,9 @@ def run_trials(
 ) -> None:
     """Work on ``study`` until its spec's number of trials is done, by whichever worker.
 
-    Gives signs of life for its trials, takes over those of workers that are gone, and drops a
-    result that comes after its own trial was taken over. Ctrl-C marks the running trial failed, so
-    that another worker draws it again, and is passed on; finished trials are kept.
+    Renews the leases of its trials, takes over those of workers that are gone, and drops a result
+    that comes after its own trial was taken over. Ctrl-C marks the running trials failed, so that
+    another worker draws them again, and is passed on; finished trials are kept.
 
     Args:
         study: opened by ``create_study`` or ``open_study``.
@@ -51,7 +53,7 @@ def run_trials(
         n_trials: stop after this many trials of this worker.
         candidates: trials to ask for at once, where so many are free.
         on_trial: called after each of this worker's trials.
-        lease: seconds without a sign of life after which a trial is taken over.
+        lease: seconds without a heartbeat after which a trial is taken over.
 
     """
     worker = _Worker(study, objective, on_trial, lease)
@@ -70,7 +72,7 @@ def run_trials(
 
 
 class _Worker:
-    """What one call of ``run_trials`` keeps in mind."""
+    """The state of one call of ``run_worker``."""
 
     def __init__(
         self,
@@ -82,9 +84,11 @@ class _Worker:
         self._study = study
         self._objective = objective
         self._on_trial = on_trial
-        self._beats = heartbeat(lease)
-        self._watch = Watch(lease)
+        self._keeper = lease_keeper(lease)
+        self._monitor = LeaseMonitor(lease)
         self._storage: BaseStorage = study._storage
+        if isinstance(study.sampler, GenerationalCmaEsSampler):
+            study.sampler.holds_leases = False  # this worker does
         self._warned = False
 
     # Others' trials
@@ -93,31 +97,26 @@ class _Worker:
         """Fail the running trials whose workers are gone; return those that may still be alive."""
         if isinstance(self._storage, InMemoryStorage):
             return []
-        doubtful = []
+        others = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._warn_of_other_host(trial)
-            if self._beats.holds(self._storage, trial._trial_id) or not _ours(trial):
-                continue
-            if self._watch.stale(trial):
-                if fail(self._storage, trial._trial_id):
-                    _logger.warning("trial %d: its worker is gone", trial.number)
-            else:
-                doubtful.append(trial)
-        return doubtful
+            if _has_lease(trial) and not self._keeper.holds(self._storage, trial._trial_id):
+                others.append(trial)
+        return fail_stale_trials(self._storage, others, self._monitor)
 
     def reap_to_the_end(self) -> None:
         """Wait until every trial that is still running was seen alive, or its lease ran out."""
-        first = {t.number: sign_of(t) for t in self.reap()}
-        while any(first.get(t.number) == sign_of(t) for t in self.reap()):
-            time.sleep(min(1.0, self._watch.lease / 20))
+        first = {t.number: heartbeat_of(t) for t in self.reap()}
+        while any(first.get(t.number) == heartbeat_of(t) for t in self.reap()):
+            time.sleep(min(1.0, self._monitor.lease / 20))
 
     def _warn_of_other_host(self, trial: FrozenTrial) -> None:
-        sign = sign_of(trial)
-        url = str(getattr(getattr(self._storage, "_backend", self._storage), "url", ""))
-        if self._warned or sign is None or not url.startswith("sqlite"):
+        sign = heartbeat_of(trial)
+        database = database_of(self._storage)
+        if self._warned or sign is None or database is None or database.engine.name != "sqlite":
             return
         # The first part of a machine's name is its boot; containers of one host share it.
-        if sign.machine[:13] != machine()[:13] and abs(time.time() - sign.at) < self._watch.lease:
+        if sign.machine[:13] != machine()[:13] and abs(time.time() - sign.at) < self._monitor.lease:
             self._warned = True
             warnings.warn(
                 f"trial {trial.number} runs on another host, {trial.user_attrs.get('worker')}, and "
@@ -136,13 +135,12 @@ class _Worker:
                 for _ in range(self._count(count)):
                     if trials and not self._room():
                         break
-                    trial = self._ask()
-                    if trials and self._repeats(trial):
-                        self._give_back([trial])
-                        break
-                    trials.append(trial)
+                    trials.append(self._ask())
             except SearchFinished:
                 pass
+            except GenerationTimeoutError:
+                if not trials:
+                    raise  # else another worker has taken the last slot of the batch
             except UpdateFinishedTrialError:  # the lease ran out before the trial had begun
                 if not trials:
                     continue
@@ -169,25 +167,12 @@ class _Worker:
             return True
         return bool(sampler.generations(self._study).free())
 
-    def _repeats(self, trial: Trial) -> bool:
-        """Whether another worker took the last slot, so that the trial only repeats a candidate.
-
-        The sampler gives that to who asks for more while holding trials; our spec may not want it.
-        """
-        sampler = self._study.sampler
-        if self._objective.spec.surplus != "wait":
-            return False
-        if not isinstance(sampler, GenerationalCmaEsSampler):
-            return False
-        slot = sampler.slot(self._study, trial.number)
-        return slot is not None and slot.replicate > 0
-
     def _ask(self) -> Trial:
         trial = self._study.ask()
         try:
             if not isinstance(self._storage, InMemoryStorage):
-                beat(self._storage, trial._trial_id)
-            self._beats.hold(self._storage, trial._trial_id)
+                record_heartbeat(self._storage, trial._trial_id)
+            self._keeper.hold(self._storage, trial._trial_id)
         except BaseException:
             self._give_back([trial])
             raise
@@ -229,7 +214,7 @@ class _Worker:
             if not self._taken_over(trial, value):
                 raise
             return
-        self._beats.release(self._storage, trial._trial_id)
+        self._keeper.release(self._storage, trial._trial_id)
         if self._on_trial is not None:
             self._on_trial(self._study, self._storage.get_trial(trial._trial_id))
 
@@ -238,7 +223,7 @@ class _Worker:
         stored = self._storage.get_trial(trial._trial_id)
         if not stored.state.is_finished():
             return False
-        self._beats.release(self._storage, trial._trial_id)
+        self._keeper.release(self._storage, trial._trial_id)
         if stored.state == TrialState.FAIL or stored.value != value:
             _logger.warning(
                 "trial %d was taken over while this worker was away: its result is dropped",
@@ -249,10 +234,11 @@ class _Worker:
     def _give_back(self, trials: list[Trial]) -> None:
         """Fail trials that were not evaluated, without a mark: their slots are drawn again."""
         for trial in trials:
-            self._beats.release(self._storage, trial._trial_id)
-            fail(self._storage, trial._trial_id)
+            self._keeper.release(self._storage, trial._trial_id)
+            fail_trial(self._storage, trial._trial_id)
 
 
-def _ours(trial: FrozenTrial) -> bool:
-    """Whether a trial is a worker's of ours, or of nobody who has got as far as a parameter."""
-    return sign_of(trial) is not None or not (trial.params or trial.user_attrs.keys() - {"start"})
+def _has_lease(trial: FrozenTrial) -> bool:
+    """Return whether a running trial is a worker's, or was never begun by any."""
+    begun = trial.params or trial.user_attrs.keys() - {"start"}
+    return heartbeat_of(trial) is not None or not begun

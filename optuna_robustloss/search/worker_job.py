@@ -14,14 +14,14 @@ from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import attach_spec, open_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 
 #: Samplers that learn nothing from a trial until its whole generation is done.
 _IN_GENERATIONS = ("generational", "random")
 
 
 @dataclass(frozen=True)
-class Job:
+class SearchJob:
     """What a worker process is told; the study has its spec already."""
 
     storage: str = field(repr=False)
@@ -43,7 +43,7 @@ class Job:
         objective = NoisyLabelObjective(
             spec, device=self.device, root=self.root, download=self.download
         )
-        run_trials(
+        run_worker(
             study,
             objective,
             n_trials=self.n_trials,

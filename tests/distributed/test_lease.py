@@ -15,19 +15,19 @@ from optuna.trial import TrialState
 from optuna_robustloss.distributed import lease
 from optuna_robustloss.distributed.lease import (
     Heartbeat,
-    SignOfLife,
-    Watch,
-    beat,
-    fail,
-    heartbeat,
+    LeaseKeeper,
+    LeaseMonitor,
+    current_heartbeat,
+    fail_trial,
+    heartbeat_of,
+    lease_keeper,
     machine,
-    now,
-    sign_of,
+    record_heartbeat,
 )
 from optuna_robustloss.distributed.storage import open_storage
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-ELSEWHERE = SignOfLife(at=0.0, machine="another", pid=1, started=1)
+ELSEWHERE = Heartbeat(at=0.0, machine="another", pid=1, started=1)
 
 
 def trial_with(sign, trial_id=0, state=TrialState.RUNNING, **changes):
@@ -55,15 +55,15 @@ def look_on(watch, clock, trial, until):
     """Look at a trial every second; whether it is stale at last."""
     while clock.time + 1 < until:
         clock.time += 1
-        watch.stale(trial)
+        watch.is_stale(trial)
     clock.time = until
-    return watch.stale(trial)
+    return watch.is_stale(trial)
 
 
 @pytest.mark.parametrize("sign", [ELSEWHERE, None])
 def test_a_lease_runs_out_when_nothing_changes(clock, sign):
-    watch = Watch(lease=10.0, clock=clock)
-    assert not watch.stale(trial_with(sign))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    assert not watch.is_stale(trial_with(sign))
     assert not look_on(watch, clock, trial_with(sign), 10.0)
     assert look_on(watch, clock, trial_with(sign), 10.1)
 
@@ -78,8 +78,8 @@ def test_a_lease_runs_out_when_nothing_changes(clock, sign):
     ],
 )
 def test_any_change_renews_the_lease(clock, changed):
-    watch = Watch(lease=10.0, clock=clock)
-    watch.stale(trial_with(ELSEWHERE))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    watch.is_stale(trial_with(ELSEWHERE))
     assert not look_on(watch, clock, trial_with(ELSEWHERE), 8.0)
     assert not look_on(watch, clock, changed, 9.0)
     assert not look_on(watch, clock, changed, 19.0)
@@ -88,62 +88,62 @@ def test_any_change_renews_the_lease(clock, changed):
 
 def test_after_a_pause_half_of_the_lease_is_watched_again(clock):
     """Nobody could give a sign of life while the database was away."""
-    watch = Watch(lease=10.0, clock=clock)
-    watch.stale(trial_with(ELSEWHERE))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    watch.is_stale(trial_with(ELSEWHERE))
     clock.time = 1e6
-    assert not watch.stale(trial_with(ELSEWHERE))
+    assert not watch.is_stale(trial_with(ELSEWHERE))
     assert not look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5)
     assert look_on(watch, clock, trial_with(ELSEWHERE), 1e6 + 5.1)
 
 
 def test_a_watch_that_was_away_itself_accuses_nobody_who_moved(clock):
-    watch = Watch(lease=10.0, clock=clock)
-    watch.stale(trial_with(ELSEWHERE))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    watch.is_stale(trial_with(ELSEWHERE))
     clock.time = 1e6
-    assert not watch.stale(trial_with(replace(ELSEWHERE, at=1e6)))
+    assert not watch.is_stale(trial_with(replace(ELSEWHERE, at=1e6)))
 
 
 def test_clocks_of_hosts_are_not_compared(clock):
-    watch = Watch(lease=10.0, clock=clock)
-    assert not watch.stale(trial_with(replace(ELSEWHERE, at=-1e9), 1))
-    assert not watch.stale(trial_with(replace(ELSEWHERE, at=1e12), 2))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    assert not watch.is_stale(trial_with(replace(ELSEWHERE, at=-1e9), 1))
+    assert not watch.is_stale(trial_with(replace(ELSEWHERE, at=1e12), 2))
 
 
 @pytest.mark.parametrize("state", [s for s in TrialState if s.name in ("FAIL", "PRUNED")])
 def test_a_finished_trial_is_not_stale(clock, state):
-    watch = Watch(lease=10.0, clock=clock)
-    watch.stale(trial_with(ELSEWHERE))
+    watch = LeaseMonitor(lease=10.0, clock=clock)
+    watch.is_stale(trial_with(ELSEWHERE))
     clock.time = 99.0
-    assert not watch.stale(trial_with(ELSEWHERE, state=state))
+    assert not watch.is_stale(trial_with(ELSEWHERE, state=state))
 
 
 def test_this_process_is_alive(clock):
-    assert not Watch(10.0, clock).stale(trial_with(now()))
+    assert not LeaseMonitor(10.0, clock).is_stale(trial_with(current_heartbeat()))
 
 
 @linux
 def test_a_process_that_is_gone_is_noticed_at_once(clock):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = lease._started(child.pid)
-    trial = trial_with(SignOfLife(0.0, machine(), child.pid, started))
-    watch = Watch(10.0, clock)
-    assert not watch.stale(trial)
+    trial = trial_with(Heartbeat(0.0, machine(), child.pid, started))
+    watch = LeaseMonitor(10.0, clock)
+    assert not watch.is_stale(trial)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now: nobody has reaped it
-    assert watch.stale(trial)
+    assert watch.is_stale(trial)
     child.communicate()
-    assert watch.stale(trial)
+    assert watch.is_stale(trial)
 
 
 @linux
 def test_a_later_process_with_the_same_number_is_another_one(clock):
-    reused = replace(now(), started=now().started + 1)
-    assert Watch(10.0, clock).stale(trial_with(reused))
+    reused = replace(current_heartbeat(), started=current_heartbeat().started + 1)
+    assert LeaseMonitor(10.0, clock).is_stale(trial_with(reused))
 
 
 def test_where_start_times_are_unknown_the_number_decides(clock, monkeypatch):
-    mine = replace(now(), started=0)
-    assert not Watch(10.0, clock).stale(trial_with(mine))
+    mine = replace(current_heartbeat(), started=0)
+    assert not LeaseMonitor(10.0, clock).is_stale(trial_with(mine))
     killed = []
 
     def kill(pid, number):
@@ -151,7 +151,7 @@ def test_where_start_times_are_unknown_the_number_decides(clock, monkeypatch):
         raise ProcessLookupError
 
     monkeypatch.setattr(os, "kill", kill)
-    assert Watch(10.0, clock).stale(trial_with(mine))
+    assert LeaseMonitor(10.0, clock).is_stale(trial_with(mine))
     assert killed == [(os.getpid(), 0)]  # asks only, and never harms
 
 
@@ -159,7 +159,7 @@ def test_where_start_times_are_unknown_the_number_decides(clock, monkeypatch):
 def test_a_damaged_sign_of_life_is_none(value):
     (key,) = ELSEWHERE.attribute()
     trial = trial_with(None, system_attrs={key: value})
-    assert sign_of(trial) is None
+    assert heartbeat_of(trial) is None
 
 
 class Beaten(InMemoryStorage):
@@ -188,7 +188,7 @@ def running(monkeypatch):
     storage = Beaten()
     study = optuna.create_study(storage=storage)
     trial_id = storage.create_new_trial(study._study_id)
-    beats = Heartbeat(0.01)
+    beats = LeaseKeeper(0.01)
     beats.hold(storage, trial_id)
     yield storage, trial_id, beats
     beats.release(storage, trial_id)
@@ -197,10 +197,10 @@ def running(monkeypatch):
 def test_a_heartbeat_rewrites_the_sign_of_life(running):
     storage, trial_id, beats = running
     assert storage.beaten(2)
-    first = sign_of(storage.get_trial(trial_id))
+    first = heartbeat_of(storage.get_trial(trial_id))
     assert (first.pid, first.machine) == (os.getpid(), machine())
     assert storage.beaten(2)
-    assert sign_of(storage.get_trial(trial_id)).at > first.at
+    assert heartbeat_of(storage.get_trial(trial_id)).at > first.at
     assert beats.holds(storage, trial_id)
 
 
@@ -210,12 +210,12 @@ def test_a_heartbeat_survives_an_error_of_the_storage(running, error):
     storage.trouble.append(error)
     assert storage.beaten(4)
     assert not storage.trouble
-    assert sign_of(storage.get_trial(trial_id)) is not None
+    assert heartbeat_of(storage.get_trial(trial_id)) is not None
 
 
 def test_a_heartbeat_lets_a_finished_trial_go(running):
     storage, trial_id, beats = running
-    assert fail(storage, trial_id)
+    assert fail_trial(storage, trial_id)
     deadline = time.monotonic() + 5
     while beats.holds(storage, trial_id) and time.monotonic() < deadline:
         assert storage.beaten()  # the one that finds it finished, at the latest
@@ -230,15 +230,15 @@ def test_a_released_trial_gets_no_more_beats(running):
     assert not beats.holds(storage, trial_id)
     while storage.beats.acquire(timeout=0.1):
         pass
-    before = sign_of(storage.get_trial(trial_id))
+    before = heartbeat_of(storage.get_trial(trial_id))
     storage.beats.acquire(timeout=0.1)
-    assert sign_of(storage.get_trial(trial_id)) == before
+    assert heartbeat_of(storage.get_trial(trial_id)) == before
 
 
 def test_in_memory_nobody_needs_a_sign_of_life():
     storage = InMemoryStorage()
     study = optuna.create_study(storage=storage)
-    beats = Heartbeat(0.01)
+    beats = LeaseKeeper(0.01)
     beats.hold(storage, storage.create_new_trial(study._study_id))
     assert beats._thread is None
 
@@ -248,7 +248,7 @@ def test_in_memory_nobody_needs_a_sign_of_life():
 def test_a_fork_holds_nothing_of_its_parent(tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=True)
     trial_id = storage.create_new_trial(optuna.create_study(storage=storage)._study_id)
-    beats = Heartbeat(99.0)
+    beats = LeaseKeeper(99.0)
     beats.hold(storage, trial_id)
     assert beats.holds(storage, trial_id)
     pid = os.fork()
@@ -260,13 +260,13 @@ def test_a_fork_holds_nothing_of_its_parent(tmp_path):
 def test_only_the_first_to_fail_a_trial_did_it(tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=True)
     trial_id = storage.create_new_trial(optuna.create_study(storage=storage)._study_id)
-    beat(storage, trial_id)
-    assert fail(storage, trial_id)
-    assert not fail(storage, trial_id)
+    record_heartbeat(storage, trial_id)
+    assert fail_trial(storage, trial_id)
+    assert not fail_trial(storage, trial_id)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-        beat(storage, trial_id)
+        record_heartbeat(storage, trial_id)
 
 
 def test_one_heartbeat_per_process_and_lease():
-    assert heartbeat(120.0) is heartbeat(120.0)
-    assert heartbeat(120.0) is not heartbeat(60.0)
+    assert lease_keeper(120.0) is lease_keeper(120.0)
+    assert lease_keeper(120.0) is not lease_keeper(60.0)

@@ -17,16 +17,16 @@ from optuna.trial import TrialState
 from support.small import left_running, small_spec
 
 from optuna_robustloss.cli.console import set_up_process
-from optuna_robustloss.cli.worker_pool import Crew
+from optuna_robustloss.cli.worker_pool import WorkerPool
 from optuna_robustloss.distributed import processes
-from optuna_robustloss.distributed.lease import SignOfLife, sign_of
+from optuna_robustloss.distributed.lease import Heartbeat, fail_orphaned_trials, heartbeat_of
 from optuna_robustloss.distributed.processes import run_processes
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import create_study, finished_study, read_generations
-from optuna_robustloss.search.worker import run_trials
-from optuna_robustloss.search.worker_job import Job, candidates_each, devices_each, shares
+from optuna_robustloss.search.worker import run_worker
+from optuna_robustloss.search.worker_job import SearchJob, candidates_each, devices_each, shares
 
 SPEC = small_spec()
 #: So long that it is interrupted, killed or failed first.
@@ -61,7 +61,7 @@ def make(url, spec=SPEC):
 
 
 def jobs(url, workers, **options):
-    return [Job(url, "small", partial(set_up_process, 1), **options) for _ in range(workers)]
+    return [SearchJob(url, "small", partial(set_up_process, 1), **options) for _ in range(workers)]
 
 
 def states(study):
@@ -72,7 +72,7 @@ def running(study):
     """Process numbers of the workers that have begun to train, by trial number."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     # A reading is of several tables, one after another: the sign may be missing in the first.
-    signs = {t.number: sign_of(t) for t in trials if "generation" in t.user_attrs}
+    signs = {t.number: heartbeat_of(t) for t in trials if "generation" in t.user_attrs}
     return {number: sign.pid for number, sign in signs.items() if sign is not None}
 
 
@@ -102,9 +102,13 @@ def test_a_sampler_that_learns_from_each_trial_is_asked_for_one(sampler):
 
 def test_trials_of_a_command_are_shared_exactly():
     assert shares(7, 3) == [3, 2, 2]
-    own = [j.n_trials for j in Crew(3, 2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")]
+    own = [
+        j.n_trials for j in WorkerPool(3, 2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")
+    ]
     assert own == [1, 1]  # the third worker has nothing to do
-    own = [j.n_trials for j in Crew(2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")]
+    own = [
+        j.n_trials for j in WorkerPool(2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")
+    ]
     assert own == [None, None]
 
 
@@ -124,7 +128,7 @@ def test_workers_take_cuda_devices_in_turn(given, count, expected, monkeypatch):
 
 
 def test_a_job_does_not_show_its_storage():
-    assert "secret" not in repr(Job("postgresql://me:secret@host/db", "small", set))
+    assert "secret" not in repr(SearchJob("postgresql://me:secret@host/db", "small", set))
 
 
 # --- Two processes ---
@@ -142,7 +146,7 @@ def test_two_processes_fill_every_slot_once_as_one_would(url):
     assert states(study)["COMPLETE"] == SPEC.n_trials
     assert states(study)["RUNNING"] == 0
     alone = create_study(SPEC, optuna.storages.InMemoryStorage(), "alone")
-    run_trials(alone, NoisyLabelObjective(SPEC), candidates=SPEC.popsize)
+    run_worker(alone, NoisyLabelObjective(SPEC), candidates=SPEC.popsize)
     ours, theirs = read_generations(study).means, read_generations(alone).means
     assert len(ours) == len(theirs) == SPEC.generations
     for mean, other in zip(ours, theirs, strict=True):
@@ -194,12 +198,12 @@ def test_what_goes_wrong_in_the_parent_stops_the_workers(url):
     assert set(states(study)) == {"FAIL"}
 
 
-def test_a_trial_whose_worker_stopped_before_its_first_sign_of_life_is_failed(url):
+def test_a_trial_whose_worker_stopped_before_its_first_heartbeat_is_failed(url):
     study = make(url, ENDLESS)
     trial_id = study._storage.create_new_trial(study._study_id)
     foreign = study._storage.create_new_trial(study._study_id)
     study._storage.set_trial_user_attr(foreign, "somebody", "else's")
-    processes._give_back(study)
+    fail_orphaned_trials(study)
     found = {t._trial_id: t.state.name for t in study.get_trials(deepcopy=False)}
     assert found == {trial_id: "FAIL", foreign: "RUNNING"}
 
@@ -218,7 +222,7 @@ def test_the_error_of_a_worker_is_raised_once_with_its_traceback(url, tmp_path, 
 def test_warnings_of_several_workers_are_shown_once(url, caplog):
     """Of a trial that says it runs on another host, which SQLite is not for."""
     study = make(url)
-    left_running(study, SignOfLife(time.time(), "another-host", 1, 1), [("worker", "far:1")])
+    left_running(study, Heartbeat(time.time(), "another-host", 1, 1), [("worker", "far:1")])
     run_processes(study, jobs(url, 2, n_trials=1, candidates=1))
     assert caplog.text.count("UserWarning: trial 0 runs on another host, far:1") == 1
     assert "worker " in caplog.text
@@ -326,7 +330,7 @@ def test_neither_arguments_nor_environment_show_the_storage(command, url):
     _, pids = workers_of(url, 2)
     for pid in pids:
         shown = [Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ")]
-        assert "optuna_robustloss.distributed.child" in shown[0]
+        assert "multiprocessing" in shown[0]
         assert "study.db" not in shown[0] + shown[1]
     process.terminate()
     process.communicate(timeout=PATIENCE)

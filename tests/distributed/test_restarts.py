@@ -70,7 +70,9 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
 def test_a_connection_to_what_is_now_a_standby_is_dropped(postgres_url, log):
     storage = open_storage(postgres_url, patience=5)
     storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-    connections = [database_of(storage).engine.connect() for _ in range(2)]  # all that the pool keeps
+    connections = [
+        database_of(storage).engine.connect() for _ in range(2)
+    ]  # all that the pool keeps
     for connection in connections:
         connection.execute(sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
         connection.commit()

@@ -3,7 +3,6 @@
 import itertools
 import random
 import threading
-from dataclasses import replace
 
 import optuna
 import pytest
@@ -14,10 +13,10 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_robustloss.distributed.lease import Heartbeat, Watch
-from optuna_robustloss.sampler import allocation as taking
-from optuna_robustloss.sampler.allocation import GenerationTimeoutError, SlotTaker
-from optuna_robustloss.sampler.config import Definition
+from optuna_robustloss.distributed.lease import LeaseKeeper, LeaseMonitor
+from optuna_robustloss.sampler import allocation
+from optuna_robustloss.sampler.allocation import GenerationTimeoutError, SlotAllocator
+from optuna_robustloss.sampler.config import SamplerConfig
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.slots import FAILED, slot_of
 
@@ -118,32 +117,30 @@ class SteppedStorage(InMemoryStorage):
 class Race:
     """Several workers, each with one trial, and only some slots free."""
 
-    def __init__(self, monkeypatch, free, surplus="wait", seed=0, max_retry=99):
+    def __init__(self, monkeypatch, free, seed=0, max_retry=99):
         self.stage = Stage()
-        monkeypatch.setattr(taking, "time", self.stage)
-        monkeypatch.setattr(taking, "_random", random.Random(seed))
+        monkeypatch.setattr(allocation, "time", self.stage)
+        monkeypatch.setattr(allocation, "_random", random.Random(seed))
         self.storage = SteppedStorage(self.stage)
         self.study = optuna.create_study(storage=self.storage)
-        self.definition = Definition(popsize=4, seed=0, space=SPACE, max_retry=max_retry)
-        self.surplus = surplus
+        self.config = SamplerConfig(popsize=4, seed=0, space=SPACE, max_retry=max_retry)
         self.holds = {}
         for index in range(4 - free):
             trial = self.study.ask()
-            self.claim(trial, index)
+            self.bid(trial, index)
             self.study.tell(trial, 0.0)
 
-    def claim(self, trial, index, replicate=0):
-        slot = taking.Slot(0, index, replicate)
-        for key, value in slot.attribute(trial.number, self.definition.key).items():
+    def bid(self, trial, index):
+        slot = allocation.Slot(0, index)
+        for key, value in slot.claim(trial.number, self.config.key).items():
             self.storage.set_trial_system_attr(trial._trial_id, key, value)
 
-    def taker(self, held=(), **options):
-        return SlotTaker(
+    def allocator(self, held=(), **options):
+        return SlotAllocator(
             self.study,
-            Generations(self.definition, StudyDirection.MINIMIZE),
-            Heartbeat(99.0),
-            Watch(),
-            options.get("surplus", self.surplus),
+            Generations(self.config, StudyDirection.MINIMIZE),
+            LeaseKeeper(99.0),
+            LeaseMonitor(),
             options.get("max_wait", 1e9),
             options.get("limit"),
             lambda: list(held),
@@ -151,11 +148,11 @@ class Race:
 
     def worker(self, end):
         """Add a worker that takes a slot, holds it for a step, and finishes as ``end`` says."""
-        taker, trial = self.taker(), self.study.ask()
+        allocator, trial = self.allocator(), self.study.ask()
         frozen = self.storage.get_trial(trial._trial_id)
 
         def act():
-            self.holds[trial.number] = taker.take(frozen)
+            self.holds[trial.number] = allocator.allocate(frozen)
             self.stage.step()
             values = [1.0] if end == TrialState.COMPLETE else None
             if end is not None:
@@ -169,9 +166,8 @@ class Race:
         holding = [s for n, s in self.holds.items() if s and trials[n].state != TrialState.FAIL]
         assert len(holding) == len(set(holding)), self.holds
         for number, slot in self.holds.items():
-            claimed = slot_of(trials[number], self.definition.key)
-            let_go = slot is not None and slot.replicate and claimed is None
-            assert slot is None or let_go or claimed == slot
+            claimed = slot_of(trials[number], self.config.key)
+            assert slot is None or claimed == slot
 
 
 COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
@@ -192,12 +188,11 @@ def test_two_bidders_in_every_order_of_their_first_steps(monkeypatch, ends):
     schedule=st.lists(st.integers(0, 11), min_size=10, max_size=150),
     ends=st.lists(st.sampled_from([COMPLETE, FAIL, None]), min_size=2, max_size=5),
     free=st.integers(1, 2),
-    surplus=st.sampled_from(["wait", "replicate"]),
     seed=st.integers(0, 3),
 )
-def test_no_schedule_gives_a_slot_to_two(schedule, ends, free, surplus, seed):
+def test_no_schedule_gives_a_slot_to_two(schedule, ends, free, seed):
     with pytest.MonkeyPatch.context() as patch:
-        race = Race(patch, free, surplus, seed)
+        race = Race(patch, free, seed)
         for end in ends:
             race.worker(end)
         race.stage.play(schedule, race.at_most_one_holder)
@@ -214,54 +209,27 @@ def test_under_any_fair_schedule_the_free_slots_find_owners(turns, workers, free
         assert len(race.holds) == min(workers, free)
 
 
-def test_a_thread_that_holds_a_slot_repeats_instead_of_waiting_for_itself(monkeypatch, caplog):
+def test_a_thread_that_asks_beyond_the_popsize_gets_an_error(monkeypatch):
+    """It would wait for a generation that waits for its own trial."""
     race = Race(monkeypatch, free=1)
-    mine = race.study.ask()
-    race.claim(mine, 3)
-    taker = race.taker(held=[mine.number])
-    slots = []
-    for _ in range(8):
-        trial = race.study.ask()
-        slots.append(taker.take(race.storage.get_trial(trial._trial_id)))
-    assert [s.replicate for s in slots] == [1] * 4 + [2] * 4
-    assert {s.index for s in slots[:4]} == {s.index for s in slots[4:]} == set(range(4))
-    assert (
-        caplog.text.count("more trials were asked for than a generation of popsize=4 has free") == 1
-    )
+    own, further = race.study.ask(), race.study.ask()
+    race.bid(own, 3)
+    frozen = race.storage.get_trial(further._trial_id)
+    message = rf"beyond popsize=4 and has not told its trials \[{own.number}\]"
+    with pytest.raises(GenerationTimeoutError, match=message):
+        race.allocator(held=[own.number]).allocate(frozen)
+    race.study.tell(own, 0.0)
+    assert race.allocator().allocate(frozen).generation == 1
 
 
-def test_surplus_workers_repeat_only_while_half_of_the_candidates_run(monkeypatch):
-    race = Race(monkeypatch, free=2, surplus="replicate")
-    first, second, third = (race.storage.get_trial(race.study.ask()._trial_id) for _ in range(3))
-    race.claim(first, 2)
-    race.claim(second, 3)
-    assert race.taker().take(third).replicate == 1
-    race.study.tell(second.number, 0.0)
-    monkeypatch.setattr(race.stage, "sleep", lambda s: setattr(race.stage, "clock", 9))
-    with pytest.raises(GenerationTimeoutError):
-        race.taker(max_wait=1.0).wait()
-
-
-def test_repetitions_of_ones_own_are_given_back_when_nothing_else_runs(monkeypatch):
-    race = Race(monkeypatch, free=1)
-    primary, repeat = race.study.ask(), race.study.ask()
-    race.claim(primary, 3)
-    taker = race.taker(held=[repeat.number])
-    other = race.taker(held=[primary.number])
-    assert other.take(race.storage.get_trial(repeat._trial_id)).replicate == 1
-    race.study.tell(primary, 0.0)
-    assert taker.wait().generation == 1
-    assert slot_of(race.storage.get_trial(repeat._trial_id)) is None
-
-
-@pytest.mark.parametrize("meanwhile", ["filled", "failed", "no value missing", "held by a later"])
+@pytest.mark.parametrize("meanwhile", ["filled", "failed", "held by a later"])
 @pytest.mark.parametrize("told", [False, True], ids=["seen late", "seen before the bid"])
 def test_a_bid_that_comes_too_late_is_lost(monkeypatch, meanwhile, told):
     race = Race(monkeypatch, free=1, max_retry=0)
     late, other = race.study.ask(), race.study.ask()
-    taker = race.taker()
-    (slot,) = taker.read().free()
-    race.claim(other, slot.index)
+    allocator = race.allocator()
+    (slot,) = allocator.read().free()
+    race.bid(other, slot.index)
     if meanwhile == "failed":
         for name, value in FAILED.items():
             race.storage.set_trial_system_attr(other._trial_id, name, value)
@@ -269,30 +237,9 @@ def test_a_bid_that_comes_too_late_is_lost(monkeypatch, meanwhile, told):
     elif meanwhile != "held by a later":
         race.study.tell(other, 0.0)
     if told:
-        taker.read()
-    slot = replace(slot, replicate=int(meanwhile == "no value missing"))
+        allocator.read()
     monkeypatch.setattr(
         race.stage, "sleep", lambda s: setattr(race.stage, "clock", race.stage.clock + 9)
     )
-    assert not taker._bid(race.storage.get_trial(late._trial_id), slot)
+    assert not allocator._bid(race.storage.get_trial(late._trial_id), slot)
     assert slot_of(race.storage.get_trial(late._trial_id)) is None
-
-
-def test_a_late_repetition_that_moved_on_keeps_its_new_claim(monkeypatch):
-    race = Race(monkeypatch, free=1)
-    last, bidder, other = (race.storage.get_trial(race.study.ask()._trial_id) for _ in range(3))
-    race.claim(last, 3)
-    race.claim(bidder, 0, replicate=1)
-    race.study.tell(last.number, 0.0)
-    owner, watcher, moved, write = race.taker(), race.taker(), [], taking.write_trial
-
-    def slow_write(*args):
-        if not moved:  # between the watcher's reading and its write the owner goes on
-            moved.append(None)
-            moved[0] = owner.take(bidder)
-        write(*args)
-
-    monkeypatch.setattr(taking, "write_trial", slow_write)
-    watcher.read()
-    assert moved[0].generation == 1
-    assert not race.taker()._bid(other, moved[0])

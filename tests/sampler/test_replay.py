@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -12,21 +11,25 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_robustloss.sampler.config import Definition
-from optuna_robustloss.sampler.replay import MAX_LOST, Generations, average
+from optuna_robustloss.sampler.config import SamplerConfig
+from optuna_robustloss.sampler.replay import MAX_LOST, Generations
 from optuna_robustloss.sampler.slots import FAILED, Slot
 
 SPACE = {"x": FloatDistribution(-5, 5), "y": FloatDistribution(1e-3, 1, log=True)}
-DEFINITION = Definition(popsize=4, seed=7, space=SPACE, max_retry=1)
+CONFIG = SamplerConfig(popsize=4, seed=7, space=SPACE, max_retry=1)
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 
-class History:
-    """Trials by hand, in the order of their numbers."""
+#: Of two generations, as they might be drawn.
+POINTS = {Slot(g, i): {"x": i - g / 2, "y": 0.1 * (i + 1)} for g in range(2) for i in range(4)}
 
-    def __init__(self, definition=DEFINITION):
-        self.definition = definition
+
+class History:
+    """Trials in the order of their numbers."""
+
+    def __init__(self, config=CONFIG):
+        self.config = config
         self.trials = []
 
     def add(self, slot, state=COMPLETE, value=None, params=None, steps=None, own=False, attrs=None):
@@ -42,7 +45,7 @@ class History:
             params=params,
             distributions={n: self.distributions()[n] for n in params},
             intermediate_values=steps,
-            system_attrs=slot.attribute(len(self.trials), self.definition.key)
+            system_attrs=slot.claim(len(self.trials), self.config.key)
             | (FAILED if own else {})
             | (attrs or {}),
         )
@@ -51,10 +54,10 @@ class History:
         return trial
 
     def distributions(self):
-        return self.definition.space or SPACE
+        return self.config.space or SPACE
 
     def now(self, direction=StudyDirection.MINIMIZE):
-        generations = Generations(self.definition, direction)
+        generations = Generations(self.config, direction)
         generations.update(self.trials)
         return generations
 
@@ -62,8 +65,8 @@ class History:
 def order_told(history, monkeypatch, direction=StudyDirection.MINIMIZE):
     """Return the points of generation 0, best first."""
     heard = []
-    generations = Generations(history.definition, direction)
-    monkeypatch.setattr(generations.evolution, "tell", heard.append)
+    generations = Generations(history.config, direction)
+    monkeypatch.setattr(generations.optimizer, "tell", heard.append)
     generations.update(history.trials)
     assert generations.number == 1
     return [p["x"] for p in heard[0]]
@@ -82,7 +85,7 @@ def test_a_generation_is_told_when_its_last_slot_is_filled():
 
 
 def test_complete_before_pruned_by_progress_before_failed(monkeypatch):
-    history = History(Definition(popsize=8, seed=0, space=SPACE, max_retry=0))
+    history = History(SamplerConfig(popsize=8, seed=0, space=SPACE, max_retry=0))
     x = [c["x"] for c in map(history.now().candidate, range(8))]
     history.add(0, FAIL, own=True)
     history.add(1, PRUNED)  # pruned before it reported anything
@@ -101,10 +104,9 @@ def test_maximising_is_minimising_the_negative(monkeypatch):
     for history, sign in ((down, 1), (up, -1)):
         for index, value in enumerate(values):
             history.add(index, value=sign * value)
-            history.add(Slot(0, index, 1), value=sign * (value + 1) * 2)
         history.add(3, PRUNED, steps={0: sign * 5.0})
     directions = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
-    states = [h.now(d).evolution.state for h, d in zip((down, up), directions, strict=True)]
+    states = [h.now(d).optimizer.state for h, d in zip((down, up), directions, strict=True)]
     assert states[0] == states[1]
     orders = [order_told(h, monkeypatch, d) for h, d in zip((down, up), directions, strict=True)]
     assert orders[0] == orders[1]
@@ -123,36 +125,26 @@ def test_ties_go_by_slot_whoever_came_first(monkeypatch):
 @settings(deadline=None)
 @given(st.permutations(range(8)), st.lists(st.integers(0, 8), max_size=5))
 def test_neither_order_nor_number_of_readings_matters(arrival, cuts):
-    slots = [Slot(0, i) for i in range(4)] + [Slot(0, i, 1) for i in range(4)]
+    slots = [Slot(0, i) for i in range(4)] + [Slot(1, i) for i in range(4)]
     history, reference = History(), History()
     for slot in slots:
-        reference.add(slot, value=float(slot.index * (1 + slot.replicate)))
+        reference.add(slot, value=float(slot.index), params=POINTS[slot])
     for k in arrival:
-        history.add(slots[k], value=float(slots[k].index * (1 + slots[k].replicate)))
-    # In reality nothing arrives after a generation is told, so the last reading has it all.
+        history.add(slots[k], value=float(slots[k].index), params=POINTS[slots[k]])
     running = [optuna.trial.create_trial(state=RUNNING) for _ in arrival]
     for number, (trial, done) in enumerate(zip(running, history.trials, strict=True)):
         trial.number, trial.system_attrs = number, done.system_attrs
-    watched = Generations(DEFINITION, StudyDirection.MINIMIZE)
+    watched = Generations(CONFIG, StudyDirection.MINIMIZE)
     for cut in sorted(cuts):
         watched.update(history.trials[:cut] + running[cut:])
     watched.update(history.trials)
-    assert watched.evolution.state == reference.now().evolution.state
-    assert (watched.number, watched.running) == (1, {})
-
-
-def test_a_running_repetition_is_waited_for():
-    history = History()
-    for index in range(4):
-        history.add(index)
-    history.add(Slot(0, 2, 1), RUNNING)
-    now = history.now()
-    assert (now.number, now.free(), now.waits_for()) == (0, [], [])
+    assert watched.optimizer.state == reference.now().optimizer.state
+    assert (watched.number, watched.running) == (2, {})
 
 
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED, FAIL])
 def test_a_bid_for_a_slot_that_is_taken_is_nothing_to_wait_for(state):
-    history = History(Definition(popsize=4, seed=7, space=SPACE, max_retry=0))
+    history = History(SamplerConfig(popsize=4, seed=7, space=SPACE, max_retry=0))
     for index in range(4):  # whoever reads now closes the generation
         history.add(index, state if index == 0 else COMPLETE, own=state == FAIL)
     history.add(0, RUNNING)  # decided on by an older reading, and soon withdrawn
@@ -174,8 +166,8 @@ def test_lost_workers_are_not_counted_until_there_are_too_many():
 
 
 @pytest.mark.parametrize("lost", [0, 2])
-def test_a_candidate_given_up_is_told_as_the_worst_with_its_drawn_parameters(monkeypatch, lost):
-    history = History(Definition(popsize=4, seed=7, space=SPACE, max_retry=0))
+def test_an_abandoned_candidate_is_told_as_the_worst_with_its_drawn_parameters(monkeypatch, lost):
+    history = History(SamplerConfig(popsize=4, seed=7, space=SPACE, max_retry=0))
     drawn = history.now().candidate(0)["x"]
     for _ in range(lost):
         history.add(0, FAIL, params={})
@@ -191,25 +183,14 @@ def test_the_parameters_told_are_those_evaluated(monkeypatch):
     history.add(1, value=-8.0, params={"x": -4.25})
     history.add(2, value=-7.0, params={})
     history.add(3)
-    drawn = history.now().definition.evolution(SPACE).candidate(2)["x"]
+    drawn = history.now().config.optimizer(SPACE).candidate(2)["x"]
     assert order_told(history, monkeypatch)[:3] == [4.25, -4.25, drawn]
-
-
-def test_a_repetition_of_other_parameters_does_not_count(monkeypatch):
-    history = History()
-    enqueued = {"x": 4.0, "y": 0.5}
-    history.add(0, FAIL, params=enqueued, own=True)
-    history.add(Slot(0, 0, 1), value=100.0, params=enqueued)  # begun before the first one failed
-    history.add(Slot(0, 1, 1), value=-100.0)
-    drawn = [history.add(index).params["x"] for index in range(4)]
-    assert order_told(history, monkeypatch) == drawn
 
 
 @pytest.mark.parametrize("index", [4, 99])
 def test_a_claim_on_a_slot_that_does_not_exist_is_ignored(index):
     history = History()
     history.add(index, RUNNING, params={})
-    history.add(Slot(0, index, 1), value=-9.0, params={})
     for slot in range(4):
         history.add(slot)
     assert history.now().number == 1
@@ -217,8 +198,8 @@ def test_a_claim_on_a_slot_that_does_not_exist_is_ignored(index):
 
 def test_claims_of_another_search_and_waiting_trials_do_not_count():
     history = History()
-    key = Definition(popsize=4, seed=8, space=SPACE).key
-    history.add(0, attrs=Slot(0, 0).attribute(0, key))
+    key = SamplerConfig(popsize=4, seed=8, space=SPACE).key
+    history.add(0, attrs=Slot(0, 0).claim(0, key))
     history.add(1, WAITING, params={})
     assert history.now().free() == [Slot(0, i) for i in range(4)]
 
@@ -229,20 +210,20 @@ def test_the_space_is_what_the_first_generation_has_in_common():
         "one": IntDistribution(1, 1),
         "only": FloatDistribution(0, 1),
     }
-    history = History(Definition(popsize=4, seed=7))
+    history = History(SamplerConfig(popsize=4, seed=7))
     history.distributions = lambda: distributions
     for index in range(4):
         params = {"y": 0.1, "x": index / 2, "c": "a", "one": 1}
         history.add(index, params=params | ({"only": 0.5} if index else {}))
     now = history.now()
     assert now.space == SPACE
-    assert list(now.evolution.axes) == sorted(SPACE)
-    assert now.evolution.generation == 1
+    assert list(now.optimizer.transform.parameters) == sorted(SPACE)
+    assert now.optimizer.generation == 1
 
 
 @pytest.mark.parametrize("state", [PRUNED, FAIL])
 def test_a_first_generation_without_a_complete_trial_does_not_end_the_search(state):
-    history = History(Definition(popsize=4, seed=7, max_retry=0))
+    history = History(SamplerConfig(popsize=4, seed=7, max_retry=0))
     history.distributions = lambda: SPACE
     for index in range(4):
         history.add(index, state, params={"x": 1.0, "y": 0.1}, own=state == FAIL)
@@ -251,42 +232,3 @@ def test_a_first_generation_without_a_complete_trial_does_not_end_the_search(sta
     now = history.now()
     assert now.number == 2
     assert now.space == SPACE
-
-
-def test_average_of_complete_blocks_is_the_mean_of_each_candidate():
-    values = np.random.default_rng(0).normal(size=(3, 5))
-    fitted = average({r: dict(enumerate(row)) for r, row in enumerate(values)})
-    effects = np.array([fitted[i] for i in range(5)])
-    assert effects - effects[0] == pytest.approx(values.mean(axis=0) - values.mean(axis=0)[0])
-
-
-def test_a_candidate_repeated_in_an_easy_round_gains_nothing():
-    quality, ease = [3.0, 1.0, 2.0, 5.0], [0.0, -100.0, 7.0]
-    rounds = {
-        0: {i: quality[i] for i in range(4)},
-        1: {i: quality[i] + ease[1] for i in (0, 3)},
-        2: {3: quality[3] + ease[2]},
-    }
-    fitted = average(rounds)
-    assert [fitted[i] for i in range(4)] == pytest.approx(quality)
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_non_finite_values_leave_the_first_round(bad):
-    first = {0: 1.0, 1: 2.0}
-    assert average({0: first, 1: {0: bad}}) == first
-    assert average({0: {0: bad, 1: 2.0}, 1: {1: 1.0}})[1] == 2.0
-
-
-def test_repetitions_of_candidates_without_a_value_do_not_count():
-    assert average({0: {0: 1.0}, 1: {0: 3.0, 1: -9.0}}) == pytest.approx({0: 1.0})
-    assert average({}) == {}
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 3)), st.floats(-9, 9)))
-def test_a_shift_of_a_round_moves_no_candidate(cells):
-    base = {0: {i: float(i * i) for i in range(4)}}
-    rounds = {r: {i: v for (q, i), v in cells.items() if q == r} for r, _ in cells}
-    shifted = {r: {i: v + 50.0 * r for i, v in row.items()} for r, row in rounds.items()}
-    assert average(base | rounds) == pytest.approx(average(base | shifted), abs=1e-9)

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_robustloss.sampler.allocation import GenerationTimeoutError, SearchFinished
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.sampler.slots import Slot
+from optuna_robustloss.sampler.slots import Slot, slot_of
 
 LINE = {"x": FloatDistribution(-5, 5)}
 
@@ -34,7 +34,7 @@ def now(study):
 
 
 def slot(study, trial):
-    return study.sampler.slot(study, trial.number)
+    return slot_of(study.trials[trial.number])
 
 
 def line(trial):
@@ -124,9 +124,7 @@ def test_enqueued_trials_take_a_slot_and_their_parameters_are_told(explicit, mon
     for trial in trials[:3]:
         study.tell(trial, trial.number)
     replay = now(study)
-    monkeypatch.setattr(
-        type(replay.definition.evolution(space)), "tell", lambda _, p: heard.append(p)
-    )
+    monkeypatch.setattr(type(replay.config.optimizer(space)), "tell", lambda _, p: heard.append(p))
     study.tell(trials[3], 3.0)
     assert now(study).number == 1
     assert [p["x"] for p in heard[0][:3]] == [4.5, -4.5, 9.0]
@@ -138,7 +136,7 @@ def test_maximising_is_the_mirror_image():
     down, up = make(direction="minimize"), make(direction="maximize")
     down.optimize(line, n_trials=40)
     up.optimize(lambda t: -line(t), n_trials=40)
-    assert now(down).evolution.state == now(up).evolution.state
+    assert now(down).optimizer.state == now(up).optimizer.state
 
 
 def test_the_start_itself_is_the_first_candidate_if_wanted():
@@ -166,26 +164,16 @@ def test_a_start_for_a_parameter_that_is_not_searched_says_so_or_does_no_harm():
 # Batches and waiting
 
 
-def test_a_batch_beyond_popsize_repeats_candidates_and_goes_on():
-    study = make(surplus="wait", max_wait=5)
-    for _ in range(3):
-        trials = [study.ask(LINE) for _ in range(10)]
-        for trial in trials:
-            study.tell(trial, line(trial))
-    assert now(study).number >= 3
-    assert all(t.state == TrialState.COMPLETE for t in study.trials)
-
-
-@pytest.mark.parametrize("explicit", [True, False])
-def test_a_repetition_has_the_parameters_of_its_first_evaluation(explicit):
-    study = make(search_space=LINE if explicit else None)
-    study.enqueue_trial({"x": 3.0, "kind": "h"})
-    params = {}
-    for _ in range(8):
-        trial = study.ask(LINE)
-        trial.suggest_categorical("kind", [*"abcdefgh"])
-        params.setdefault(slot(study, trial).index, []).append(trial.params)
-    assert all(first == second for first, second in params.values())
+def test_a_batch_beyond_popsize_is_an_error_and_leaves_no_trial_running():
+    study = make()
+    trials = [study.ask(LINE) for _ in range(4)]
+    with pytest.raises(GenerationTimeoutError, match=r"has not told its trials \[0, 1, 2, 3\]"):
+        study.ask(LINE)
+    assert study.trials[-1].state == TrialState.FAIL
+    for trial in trials:
+        study.tell(trial, line(trial))
+    assert now(study).number == 1
+    study.tell(study.ask(LINE), 0.0)
 
 
 def test_a_copy_with_parameters_of_its_own_is_no_repetition():
@@ -220,7 +208,7 @@ def ask_elsewhere(study):
 def test_waiting_is_bounded_and_leaves_no_trial_running():
     study = make(max_wait=0.05)
     ask_elsewhere(study)
-    with pytest.raises(GenerationTimeoutError, match=r"popsize=4.*surplus='replicate'.*max_wait"):
+    with pytest.raises(GenerationTimeoutError, match=r"popsize=4.*raise max_wait"):
         study.ask()
     assert [t.state.name for t in study.trials] == ["RUNNING"] * 4 + ["FAIL"]
 

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler import config as definition_module
 from optuna_robustloss.sampler.allocation import SearchFinished
-from optuna_robustloss.sampler.optimizer import Evolution
+from optuna_robustloss.sampler.optimizer import GenerationalCma
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.sampler.slots import failed_itself, slot_of
+from optuna_robustloss.sampler.slots import objective_failed, slot_of
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1, log=True),
@@ -27,7 +27,7 @@ SPACE = {
 POPSIZE, MAX_RETRY = 4, 2
 
 
-class Recorded(Evolution):
+class Recorded(GenerationalCma):
     """Keeps its state after every generation."""
 
     def __init__(self, *args, **kwargs):
@@ -42,7 +42,7 @@ class Recorded(Evolution):
 @pytest.fixture(autouse=True, scope="module")
 def _recorded():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition_module, "Evolution", Recorded)
+        patch.setattr(definition_module, "GenerationalCma", Recorded)
         yield
 
 
@@ -102,7 +102,7 @@ class Worker:
             self.tell(self.ask())
 
     def states(self, generations):
-        return self.now.evolution.states[: generations + 1]
+        return self.now.optimizer.states[: generations + 1]
 
 
 def reference(explicit, generations, sign=1.0):
@@ -124,7 +124,7 @@ def act(workers, events, generations):
             if kind == "lose":
                 worker.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             elif kind == "break" and fate(trial.params)[1] != "fails":
-                slot = worker.sampler.slot(worker.study, trial.number)
+                slot = slot_of(worker.study.trials[trial.number])
                 failures[slot] += 1
                 if failures[slot] > MAX_RETRY:
                     worker.tell(trial)
@@ -148,15 +148,15 @@ def check(workers, expected, generations):
     trials = workers[-1].study.get_trials(deepcopy=False)
     filled = defaultdict(list)
     for trial in trials:
-        slot = slot_of(trial, now.definition.key)
-        if slot and not slot.replicate and trial.state != TrialState.FAIL:
+        slot = slot_of(trial, now.config.key)
+        if slot and trial.state != TrialState.FAIL:
             filled[slot.generation, slot.index].append(trial.number)
     assert all(len(owners) == 1 for owners in filled.values())
     for number, told in enumerate(now.told):
         assert len(told) == POPSIZE
         assert [slot_of(t).index for t in told] == list(range(POPSIZE))
         assert {slot_of(t).generation for t in told} == {number}
-        assert all(t.state != TrialState.FAIL or failed_itself(t) for t in told)
+        assert all(t.state != TrialState.FAIL or objective_failed(t) for t in told)
     told = {t.number for members in now.told for t in members}
     assert {n for owners in filled.values() for n in owners} <= told
 
@@ -213,9 +213,8 @@ def test_a_worker_that_comes_later_replays_the_same_states():
     assert late.states(4) == reference(False, 4)
 
 
-@pytest.mark.parametrize("surplus", ["wait", "replicate"])
-def test_more_threads_than_candidates(surplus):
-    worker = Worker(optuna.storages.InMemoryStorage(), False, surplus=surplus, generations=4)
+def test_more_threads_than_candidates():
+    worker = Worker(optuna.storages.InMemoryStorage(), False, generations=4)
 
     def objective(trial):
         x = trial.suggest_float("x", -5, 5)

@@ -1,4 +1,4 @@
-"""What the sampler keeps in the database: claims, a definition, and nothing that could run."""
+"""What the sampler keeps in the database: claims, a config, and nothing that could run."""
 
 import json
 import pickle
@@ -9,15 +9,14 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from optuna_robustloss.sampler.config import Definition
+from optuna_robustloss.sampler.config import SamplerConfig
 from optuna_robustloss.sampler.optimizer import StartDistribution
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.sampler.slots import (
     FAILED,
     NO_CLAIM,
-    PREFIX,
     Slot,
-    failed_itself,
+    objective_failed,
     slot_of,
 )
 
@@ -29,9 +28,9 @@ def trial(attrs, number=5, state=TrialState.RUNNING):
     return made
 
 
-@pytest.mark.parametrize("slot", [Slot(0, 0), Slot(12, 3, 4)])
+@pytest.mark.parametrize("slot", [Slot(0, 0), Slot(12, 3)])
 def test_a_claim_survives_the_database(slot):
-    attrs = json.loads(json.dumps(slot.attribute(5, "key")))
+    attrs = json.loads(json.dumps(slot.claim(5, "key")))
     assert slot_of(trial(attrs), "key") == slot
     assert slot_of(trial(attrs)) == slot
     assert slot_of(trial(attrs), "another") is None
@@ -39,15 +38,16 @@ def test_a_claim_survives_the_database(slot):
 
 @pytest.mark.parametrize("state", list(TrialState))
 def test_a_waiting_trial_claims_nothing(state):
-    claimed = slot_of(trial(Slot(1, 2).attribute(5, "key"), state=state))
+    claimed = slot_of(trial(Slot(1, 2).claim(5, "key"), state=state))
     assert (claimed is None) == (state == TrialState.WAITING)
 
 
 def test_a_claim_that_came_with_a_copy_does_not_count():
-    assert slot_of(trial(Slot(1, 2).attribute(4, "key"))) is None
+    assert slot_of(trial(Slot(1, 2).claim(4, "key"))) is None
 
 
 (ATTRIBUTE,) = NO_CLAIM
+PREFIX = "generational-cma:"
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,18 @@ def test_a_claim_that_came_with_a_copy_does_not_count():
         "",
         0,
         [],
-        [0, 0, 0, 5],
-        [0, 0, 0, 5, "key", 1],
-        [-1, 0, 0, 5, "key"],
-        [0, -1, 0, 5, "key"],
-        [0, 0, 1.0, 5, "key"],
-        [0, True, 0, 5, "key"],
-        ["0", 0, 0, 5, "key"],
-        [0, None, 0, 5, "key"],
-        [0, [0], 0, 5, "key"],
-        [0, 0, 0, "5", "key"],
-        [0, 0, 0, 5, ["key"]],
-        [0, 0, 0, 5, None],
+        [0, 0, 5],
+        [0, 0, 5, "key", 1],
+        [-1, 0, 5, "key"],
+        [0, -1, 5, "key"],
+        [0, 1.0, 5, "key"],
+        [0, True, 5, "key"],
+        ["0", 0, 5, "key"],
+        [0, None, 5, "key"],
+        [0, [0], 5, "key"],
+        [0, 0, "5", "key"],
+        [0, 0, 5, ["key"]],
+        [0, 0, 5, None],
     ],
     ids=str,
 )
@@ -78,22 +78,16 @@ def test_anything_else_is_ignored(value):
 
 
 def test_a_claim_is_given_back_by_overwriting_it():
-    attrs = Slot(1, 2).attribute(5, "key")
+    attrs = Slot(1, 2).claim(5, "key")
     assert attrs.keys() == NO_CLAIM.keys()
     assert slot_of(trial(attrs | NO_CLAIM)) is None
     assert all(name.startswith(PREFIX) for name in NO_CLAIM | FAILED)
 
 
-def test_a_claim_that_was_ended_stays_so():
-    attrs = Slot(1, 0, 1).attribute(5, "key") | Slot(1, 0, 1).let_go
-    assert slot_of(trial(attrs)) is None
-    assert slot_of(trial(attrs | Slot(0, 2, 1).let_go)) is None
-
-
 def test_only_a_failed_objective_is_its_own_fault():
-    assert failed_itself(trial(FAILED, state=TrialState.FAIL))
-    assert not failed_itself(trial({}, state=TrialState.FAIL))
-    assert not failed_itself(trial(FAILED, state=TrialState.RUNNING))
+    assert objective_failed(trial(FAILED, state=TrialState.FAIL))
+    assert not objective_failed(trial({}, state=TrialState.FAIL))
+    assert not objective_failed(trial(FAILED, state=TrialState.RUNNING))
 
 
 # What is stored
@@ -116,7 +110,7 @@ def work(study, trials):
 
 
 def state(study):
-    return study.sampler.generations(study).evolution.state
+    return study.sampler.generations(study).optimizer.state
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +162,11 @@ def test_nothing_is_stored_but_numbers_and_short_texts(sources):
 @pytest.mark.parametrize("claim", ["held", "lease", "copied"])
 def test_what_others_plant_disturbs_nothing(claim, undisturbed):
     study = make(InMemoryStorage())
-    key = study.sampler.generations(study).definition.key
+    key = study.sampler.generations(study).config.key
     attrs = {
-        "held": {ATTRIBUTE: [0, 0, 0, -1, key]},
+        "held": {ATTRIBUTE: [0, 0, -1, key]},
         "lease": {f"{PREFIX}lease": {"at": "now"}},
-        "copied": Slot(0, 1).attribute(99, key) | FAILED,
+        "copied": Slot(0, 1).claim(99, key) | FAILED,
     }[claim]
     study.add_trial(optuna.create_trial(value=-99.0, system_attrs=attrs))
     trial_id = study._storage.create_new_trial(study._study_id)
@@ -194,7 +188,7 @@ def test_a_retried_copy_takes_a_slot_of_its_own_and_rewinds_nothing():
     copy = study.ask(SPACE)
     assert copy.params == lost.params
     assert slot_of(study.trials[lost.number]) is not None
-    held = study.sampler.slot(study, copy.number)
+    held = slot_of(study.trials[copy.number])
     assert held.generation == 1
     study.tell(copy, 0.0)
     work(study, 5)
@@ -207,9 +201,9 @@ def test_a_retried_copy_takes_a_slot_of_its_own_and_rewinds_nothing():
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", '{"popsize": 4}', '{"space": 3, "start": null}']
 )
-def test_a_damaged_definition_is_an_error(text):
+def test_a_damaged_config_is_an_error(text):
     study = make(InMemoryStorage())
-    study._storage.set_study_system_attr(study._study_id, f"{PREFIX}definition", text)
+    study._storage.set_study_system_attr(study._study_id, f"{PREFIX}config", text)
     with pytest.raises(ValueError, match=r"."):
         study.ask()
     assert study.trials[0].state == TrialState.FAIL
@@ -246,10 +240,10 @@ def test_without_a_seed_workers_agree_by_the_name_of_the_study():
     assert given.sampler.generations(given).number == 1
 
 
-def test_a_definition_survives_the_database():
+def test_a_configuration_survives_the_database():
     start = StartDistribution((0.1, 0.3), 0.2, ((1.0, 0.5), (0.5, 2.0)))
-    definition = Definition(5, 2**62, {"x": 0.1}, {"x": 1e-300}, dict(sorted(SPACE.items())), start)
-    again = Definition.from_json(definition.to_json())
-    assert again == definition
-    assert again.key == definition.key
-    assert list(again.evolution(again.space).axes) == sorted(SPACE)
+    config = SamplerConfig(5, 2**62, {"x": 0.1}, {"x": 1e-300}, dict(sorted(SPACE.items())), start)
+    again = SamplerConfig.from_json(config.to_json())
+    assert again == config
+    assert again.key == config.key
+    assert list(again.optimizer(again.space).transform.parameters) == sorted(SPACE)

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from optuna_robustloss.sampler.transform import Axis, axes_of, numerical, truncated_normal
+from optuna_robustloss.sampler.transform import (
+    ParameterTransform,
+    SearchSpaceTransform,
+    numerical_parameters,
+    truncated_normal,
+)
 
 DISTRIBUTIONS = [
     FloatDistribution(-1.5, 3.0),
@@ -29,7 +34,7 @@ each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=s
 @settings(deadline=None)
 @given(u=st.floats(-20, 20))
 def test_any_point_becomes_a_value_that_the_distribution_contains(distribution, u):
-    value = Axis.of(distribution).external(u)
+    value = ParameterTransform.of(distribution).external(u)
     assert distribution._contains(distribution.to_internal_repr(value))
     assert type(value) is (int if isinstance(distribution, IntDistribution) else float)
 
@@ -38,7 +43,7 @@ def test_any_point_becomes_a_value_that_the_distribution_contains(distribution, 
 @settings(deadline=None)
 @given(u=st.floats(-20, 20))
 def test_a_value_survives_the_way_there_and_back(distribution, u):
-    axis = Axis.of(distribution)
+    axis = ParameterTransform.of(distribution)
     value = axis.external(u)
     again = axis.external(axis.internal(value))
     if isinstance(distribution, IntDistribution):
@@ -51,7 +56,7 @@ def test_a_value_survives_the_way_there_and_back(distribution, u):
 @settings(deadline=None)
 @given(value=st.floats(-1e9, 1e9))
 def test_values_out_of_range_count_as_the_nearest_bound(distribution, value):
-    axis = Axis.of(distribution)
+    axis = ParameterTransform.of(distribution)
     low, high = axis.bounds
     assert low <= axis.internal(value) <= high
     if value < distribution.low:
@@ -62,7 +67,7 @@ def test_values_out_of_range_count_as_the_nearest_bound(distribution, value):
 
 @each_distribution
 def test_the_default_start_is_the_centre_with_a_sixth_of_the_range(distribution):
-    low, high = Axis.of(distribution).bounds
+    low, high = ParameterTransform.of(distribution).bounds
     assert low == pytest.approx(-3, rel=1e-6)
     assert high == pytest.approx(3, rel=1e-6)
 
@@ -70,28 +75,30 @@ def test_the_default_start_is_the_centre_with_a_sixth_of_the_range(distribution)
 @each_distribution
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_a_start_at_a_bound_is_within_the_bounds(distribution, end):
-    axis = Axis.of(distribution, start=getattr(distribution, end))
+    axis = ParameterTransform.of(distribution, start=getattr(distribution, end))
     low, high = axis.bounds
     assert low <= 0 <= high
     assert axis.external(0.0) == pytest.approx(getattr(distribution, end), rel=1e-12)
 
 
 def test_sigma_is_in_the_parameters_units_and_in_logarithms_for_log_parameters():
-    linear = Axis.of(FloatDistribution(0, 10), start=4.0, sigma=0.5)
+    linear = ParameterTransform.of(FloatDistribution(0, 10), start=4.0, sigma=0.5)
     assert linear.external(1.0) == 4.5
-    log = Axis.of(FloatDistribution(1e-5, 1.0, log=True), start=1e-2, sigma=math.log(10))
+    log = ParameterTransform.of(
+        FloatDistribution(1e-5, 1.0, log=True), start=1e-2, sigma=math.log(10)
+    )
     assert log.external(-1.0) == pytest.approx(1e-3)
 
 
 def test_the_outer_grid_points_get_a_whole_step_of_the_range():
-    axis = Axis.of(IntDistribution(0, 4))
+    axis = ParameterTransform.of(IntDistribution(0, 4))
     drawn = [axis.external(u) for u in np.linspace(*axis.bounds, 50_001)]
     shares = np.bincount(drawn) / len(drawn)
     assert shares == pytest.approx(np.full(5, 0.2), abs=1e-3)
 
 
 def test_a_unit_axis_has_the_range_zero_to_one():
-    axis = Axis.unit(FloatDistribution(1e-3, 10, log=True))
+    axis = ParameterTransform.unit(FloatDistribution(1e-3, 10, log=True))
     assert axis.bounds == (0.0, 1.0)
     assert axis.external(0.5) == pytest.approx(0.1)
 
@@ -99,21 +106,21 @@ def test_a_unit_axis_has_the_range_zero_to_one():
 @pytest.mark.parametrize("start", [-0.1, 1.1, math.nan])
 def test_a_start_out_of_range_names_the_parameter_and_the_range(start):
     with pytest.raises(ValueError, match=r"parameter 'x': the start .* is not within \[0.0, 1.0\]"):
-        axes_of({"x": FloatDistribution(0, 1)}, x0={"x": start})
+        SearchSpaceTransform.standardised({"x": FloatDistribution(0, 1)}, x0={"x": start})
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf])
 def test_a_width_must_be_positive(sigma):
     for widths in (sigma, {"x": sigma}):
         with pytest.raises(ValueError, match="parameter 'x': sigma0 must be a positive number"):
-            axes_of({"x": FloatDistribution(0, 1)}, sigma0=widths)
+            SearchSpaceTransform.standardised({"x": FloatDistribution(0, 1)}, sigma0=widths)
 
 
 def test_starts_and_widths_can_be_given_for_some_parameters_only():
     space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 6)}
-    axes = axes_of(space, x0={"x": 0.25}, sigma0={"x": 0.1})
-    assert (axes["x"].centre, axes["x"].sigma) == (0.25, 0.1)
-    assert (axes["y"].centre, axes["y"].sigma) == (3.0, 1.0)
+    transform = SearchSpaceTransform.standardised(space, x0={"x": 0.25}, sigma0={"x": 0.1})
+    assert (transform.parameters["x"].centre, transform.parameters["x"].sigma) == (0.25, 0.1)
+    assert (transform.parameters["y"].centre, transform.parameters["y"].sigma) == (3.0, 1.0)
 
 
 def test_only_numbers_with_more_than_one_value_are_searched():
@@ -125,7 +132,7 @@ def test_only_numbers_with_more_than_one_value_are_searched():
         "x": FloatDistribution(0, 1),
         "n": IntDistribution(0, 1),
     }
-    assert list(numerical(space)) == ["x", "n"]
+    assert list(numerical_parameters(space)) == ["x", "n"]
 
 
 def test_the_first_draws_follow_a_truncated_normal_distribution():

@@ -7,9 +7,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.sampler.config import stored_definition
+from optuna_robustloss.sampler.config import stored_config
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.sampler.transform import Axis
+from optuna_robustloss.sampler.transform import SearchSpaceTransform
 from optuna_robustloss.sampler.warm_start import estimate_start
 
 SPACE = {
@@ -37,12 +37,9 @@ def source(trials=60, direction="minimize", space=SPACE, storage=None, name=None
 
 
 def transformed(study):
-    axes = {n: Axis.unit(d) for n, d in sorted(SPACE.items())}
+    transform = SearchSpaceTransform.unit(dict(sorted(SPACE.items())))
     sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-    return [
-        (np.array([a.internal(t.params[n]) for n, a in axes.items()]), sign * t.value)
-        for t in study.trials
-    ]
+    return [(transform.internal(t.params), sign * t.value) for t in study.trials]
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
@@ -133,7 +130,7 @@ def test_the_second_worker_does_not_look_at_the_source(tmp_path):
     (tmp_path / "old.db").unlink()
     second = worker([(url, "old")])
     assert second.ask(SPACE).params == asked[2].params
-    assert stored_definition(second).start is not None
+    assert stored_config(second).start is not None
 
 
 def test_a_worker_without_the_source_is_refused():

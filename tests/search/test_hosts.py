@@ -7,12 +7,12 @@ from contextlib import ExitStack
 import pytest
 from support import netns, postgres
 from support.chaos import Zygote
-from support.chaos_checks import Crew, check_study, evaluated
+from support.chaos_checks import WorkerPool, check_study, evaluated
 from support.netns import Network
 from support.postgres import PostgresServer
 from support.small import small_spec
 
-from optuna_robustloss.distributed.lease import sign_of
+from optuna_robustloss.distributed.lease import heartbeat_of
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import create_study
 
@@ -75,14 +75,14 @@ def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, 
     spec = small_spec(popsize=8, generations=6)
     create_study(spec, open_storage(here), "s", lease=LEASE)
     pause = (0.5, 1.5)
-    crew = Crew(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
+    crew = WorkerPool(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
     first, *_ = [crew.start(fate=[]), *(crew.start() for _ in range(8))]
     partition = Partition(network, first)
     crew.run(240, partition)
     crew.check()
     assert partition.healed
     study = check_study(here, "s", spec)
-    signs = [sign for t in study.trials if (sign := sign_of(t))]
+    signs = [sign for t in study.trials if (sign := heartbeat_of(t))]
     assert len({sign.machine for sign in signs}) == 3
     assert {t.user_attrs["worker"].split(":")[0] for t in study.trials if t.user_attrs} == set(
         network.hosts

@@ -13,8 +13,6 @@ from optuna_robustloss.losses import MAE_THETA
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.space import LossParameters
-from optuna_robustloss.training.score import Score
-from optuna_robustloss.training.suite import SuiteScore
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -88,28 +86,6 @@ def test_candidates_of_the_generational_sampler_share_their_slots_generation():
     study.optimize(evaluate, n_trials=4)
     noted = [trial.user_attrs.get("generation") for trial in study.trials]
     assert noted == [0, None, 0, 0, 0, 1, 1, 1, 1]
-
-
-def test_each_round_of_repetitions_has_its_own_randomness():
-    """A round is comparable within itself: both rounds' repetitions of one loss differ."""
-    evaluate, study = objective(), generational(surplus="replicate")
-    seeds = {}
-    half = {task: Score(0.5, 0.5, False, False, ()) for task in evaluate.spec.tasks}
-
-    def scores(losses, seed, *, reports, rungs):
-        for report in reports:
-            seeds[report.args[0].number] = seed
-        return [SuiteScore(half) for _ in losses]
-
-    evaluate.scores = scores
-    trials = [study.ask() for _ in range(12)]  # more than popsize: two rounds of repetitions
-    for trial in trials:
-        study.tell(trial, evaluate(trial))
-    rounds = [[seeds[t.number] for t in trials[k : k + 4]] for k in (0, 4, 8)]
-    assert [len(set(seeds)) for seeds in rounds] == [1, 1, 1]
-    assert len({seeds[0] for seeds in rounds}) == 3
-    params = [{tuple(t.params.values()) for t in trials[k : k + 4]} for k in (0, 4, 8)]
-    assert params[0] == params[1] == params[2]
 
 
 def test_another_seed_of_the_spec_is_another_draw():

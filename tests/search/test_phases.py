@@ -30,7 +30,7 @@ from optuna_robustloss.search.space import LossParameters, PhasedParameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study
 from optuna_robustloss.search.suggest import suggest_taylor_loss
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 from search.test_selection import analytic_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -211,7 +211,7 @@ def test_a_study_finds_a_loss_that_is_loaded_again(tmp_path, sampler):
     spec = small_spec(**PAIR, sampler=sampler, horizons=[0.5, 1])
     study = create_study(spec, optuna.storages.InMemoryStorage(), "phased")
     objective = NoisyLabelObjective(spec)
-    run_trials(study, objective)
+    run_worker(study, objective)
     trials = [t for t in study.trials if t.value is not None]
     assert len(trials) >= 8
     assert sorted(trials[0].params) == sorted(NAMES)

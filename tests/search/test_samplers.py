@@ -12,7 +12,7 @@ from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study, finished_study, open_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -43,7 +43,7 @@ def refused(**changes):
 def test_every_sampler_runs_to_its_end_and_begins_with_the_start_loss(sampler):
     spec = small_spec(sampler=sampler)
     study = create_study(spec, optuna.storages.InMemoryStorage(), sampler)
-    run_trials(study, NoisyLabelObjective(spec))
+    run_worker(study, NoisyLabelObjective(spec))
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * spec.n_trials
     assert finished_study(study, spec)
     assert [t.user_attrs.get("start") for t in study.trials] == ["mae"] + [None] * (
@@ -73,7 +73,7 @@ def test_the_name_of_a_sampler_makes_it(sampler, made):
 
 @pytest.mark.parametrize("made_by", ["generational", "optuna-cmaes"])
 def test_plain_optimize_with_optunas_cmaes_works(made_by):
-    """On our studies, with our objective, without ``run_trials``."""
+    """On our studies, with our objective, without ``run_worker``."""
     spec = small_spec(sampler=made_by)
     study = create_study(spec, optuna.storages.InMemoryStorage(), "plain")
     study.sampler = optuna.samplers.CmaEsSampler(seed=0, popsize=4, warn_independent_sampling=False)
@@ -98,7 +98,7 @@ def test_workers_of_a_random_sampler_draw_different_points(sampler, monkeypatch)
         monkeypatch.setattr("os.getpid", lambda number=number: 10_000_000 + number)
         spec = small_spec(sampler=sampler)
         study = create_study(spec, optuna.storages.InMemoryStorage(), "same")
-        run_trials(study, Quick(spec), n_trials=2)
+        run_worker(study, Quick(spec), n_trials=2)
         points.append([tuple(t.params.values()) for t in study.trials])
     assert points[0][0] == points[1][0]  # the start
     assert points[0][1] != points[1][1]
@@ -116,7 +116,6 @@ def test_an_unknown_sampler_is_named_with_the_known_ones():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("surplus", "replicate"),
         ("lr_adapt", True),
         ("separable", True),
         ("source_studies", "earlier"),
@@ -132,7 +131,6 @@ def test_options_of_the_generational_sampler_are_refused_for_others(sampler, opt
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"surplus": "repeat"}, ["surplus", "'wait' or 'replicate'", "'repeat'"]),
         ({"sigma0": 0}, ["sigma0", "greater than 0"]),
         ({"max_retry": -1}, ["max_retry", "greater than or equal to 0"]),
         ({"source_studies": [{"study": ""}]}, ["source_studies.0.study", "at least 1 char"]),
@@ -152,10 +150,10 @@ def test_options_reach_the_generational_sampler():
     storage = optuna.storages.InMemoryStorage()
     spec = small_spec(sigma0=0.25, separable=True, max_retry=1, seed=3)
     study = create_study(spec, storage, "mine")
-    run_trials(study, Quick(spec), n_trials=1)
+    run_worker(study, Quick(spec), n_trials=1)
     study.sampler = make_sampler(small_spec(), storage)
     with pytest.raises(ValueError, match="was begun with another Generational") as error:
-        run_trials(study, Quick(spec))
+        run_worker(study, Quick(spec))
     for part in ("seed: 0 / 3", "separable: False / True", "max_retry: 3 / 1", "sigma0: {"):
         assert part in str(error.value)
 
@@ -168,14 +166,14 @@ def earlier(tmp_path):
     """A storage with a study of twenty trials, by its URL."""
     url = f"sqlite:///{tmp_path}/old.db"
     study = create_study(EARLIER, open_storage(url, create=True), "earlier")
-    run_trials(study, Quick(EARLIER))
+    run_worker(study, Quick(EARLIER))
     return url
 
 
 def begun(spec, storage):
     """The first generation of a new study."""
     study = create_study(spec, storage, "new")
-    run_trials(study, Quick(spec), n_trials=4)
+    run_worker(study, Quick(spec), n_trials=4)
     return [t.params for t in sorted(study.trials, key=lambda t: slot_of(t).index)]
 
 
@@ -201,10 +199,10 @@ def test_a_source_in_another_storage_is_found_through_the_environment(earlier, m
 def test_a_source_is_read_by_the_first_worker_only(earlier):
     storage = open_storage(earlier)
     spec = small_spec(source_studies="earlier")
-    run_trials(create_study(spec, storage, "new"), Quick(spec), n_trials=1)
+    run_worker(create_study(spec, storage, "new"), Quick(spec), n_trials=1)
     optuna.delete_study(study_name="earlier", storage=storage)
     study = open_study(storage, "new")
-    run_trials(study, Quick(spec))
+    run_worker(study, Quick(spec))
     assert finished_study(study, spec)
 
 
@@ -220,7 +218,7 @@ def test_a_source_that_is_not_there_is_named_and_nothing_is_begun(source, messag
     spec = small_spec(source_studies=[source])
     study = create_study(spec, optuna.storages.InMemoryStorage(), "new")
     with pytest.raises((ValueError, OSError), match=message):
-        run_trials(study, Quick(spec))
+        run_worker(study, Quick(spec))
     assert all(t.state.is_finished() for t in study.trials)
 
 

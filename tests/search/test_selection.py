@@ -23,7 +23,7 @@ from optuna_robustloss.search.selection import (
     stored_selection,
 )
 from optuna_robustloss.search.study import create_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 from optuna_robustloss.seeds import derive_seed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -83,7 +83,7 @@ def searched():
     spec = small_spec(eta=[1.0, 20.0])
     study = create_study(spec, optuna.storages.InMemoryStorage(), "done")
     objective = NoisyLabelObjective(spec)
-    run_trials(study, objective)
+    run_worker(study, objective)
     return study, objective
 
 
@@ -258,10 +258,10 @@ def test_an_outcome_is_out_of_date_once_trials_follow():
     spec = small_spec()
     study = create_study(spec, optuna.storages.InMemoryStorage(), "early")
     objective = NoisyLabelObjective(spec)
-    run_trials(study, objective, n_trials=3)
+    run_worker(study, objective, n_trials=3)
     select(study, objective)
     assert stored_selection(study) is not None
-    run_trials(study, objective, n_trials=1)
+    run_worker(study, objective, n_trials=1)
     assert stored_selection(study) is None
 
 

@@ -236,7 +236,6 @@ CHANGES = {
     "half_width": 1,
     "sampler": "tpe",
     "sigma0": 0.2,
-    "surplus": "replicate",
     "lr_adapt": True,
     "separable": True,
     "max_retry": 0,

@@ -16,13 +16,13 @@ from support.small import small_spec
 from typer.testing import CliRunner
 
 from optuna_robustloss.cli.app import app
-from optuna_robustloss.distributed.lease import SignOfLife, machine, now
+from optuna_robustloss.distributed.lease import Heartbeat, current_heartbeat, machine
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.report.tables import status_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.status import status_of
 from optuna_robustloss.search.study import create_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -56,7 +56,7 @@ def sign(study, trial, life):
 
 
 def seconds_ago(seconds, host="elsewhere", pid=7):
-    return SignOfLife(time.time() - seconds, host, pid, 1)
+    return Heartbeat(time.time() - seconds, host, pid, 1)
 
 
 def slots(status):
@@ -118,7 +118,7 @@ def test_running_trials_are_their_workers(study):
 def test_a_trial_without_a_sign_of_life_for_a_lease_is_stale(study):
     alive, late = study.ask(), study.ask()
     study._storage.create_new_trial(study._study_id)  # never signed, and in no slot
-    sign(study, alive, now())
+    sign(study, alive, current_heartbeat())
     sign(study, late, seconds_ago(130))
     status = status_of(study, SPEC)
     assert status.stale == (1, 2)
@@ -138,7 +138,7 @@ def test_slots_count_once_and_failed_trials_not(study):
     assert (status.done, slots(status)) == (2, (2, 0, 0))
     assert {n: k for n, k in status.states.items() if k} == {"COMPLETE": 2, "FAIL": 1}
     assert "trials 2 complete, 1 fail" in shown(status)
-    run_trials(study, Quick(SPEC), n_trials=3)
+    run_worker(study, Quick(SPEC), n_trials=3)
     status = status_of(study, SPEC)
     assert (status.done, status.generation, slots(status)) == (5, 1, (1, 0, 0))
     assert "generation 2 of 2" in shown(status)
@@ -148,7 +148,7 @@ def test_slots_count_once_and_failed_trials_not(study):
 def test_a_finished_study_has_nothing_left(storage, sampler):
     spec = small_spec(sampler=sampler)
     study = create_study(spec, storage, "done")
-    run_trials(study, Quick(spec))
+    run_worker(study, Quick(spec))
     status = status_of(study, spec)
     assert status.finished
     assert status.done == status.total == spec.n_trials
@@ -164,7 +164,7 @@ def test_the_start_loss_of_other_samplers_fills_no_slot(storage, sampler):
     study = create_study(spec, storage, "theirs")
     stood = []
     for _ in range(spec.n_trials):
-        run_trials(study, Quick(spec), n_trials=1)
+        run_worker(study, Quick(spec), n_trials=1)
         status = status_of(study, spec)
         stood.append((status.done, status.generation * 4 + status.slots_done))
     assert stood == [(done, done - 1) for done in range(1, 10)]
@@ -209,10 +209,10 @@ def test_only_the_last_hundred_evaluations_count(storage):
 @pytest.mark.parametrize("begun", [False, True])
 def test_looking_changes_nothing(study, begun, tmp_path):
     if begun:
-        run_trials(study, Quick(SPEC), n_trials=2)
+        run_worker(study, Quick(SPEC), n_trials=2)
         study.ask()
         study._storage.create_new_trial(study._study_id)
-        sign(study, study.ask(), SignOfLife(time.time(), machine(), 999_999_999, 1))
+        sign(study, study.ask(), Heartbeat(time.time(), machine(), 999_999_999, 1))
     before = (tmp_path / "study.db").read_bytes(), study.trials, study.user_attrs
     status_of(study, SPEC, lease=0.001)
     time.sleep(0.01)
@@ -242,7 +242,7 @@ def command(tmp_path):
 
 def test_the_command_shows_workers_generation_slots_pace_and_time_left(study, command, tmp_path):
     assert "evaluations 0 of 8 done (0 %)" in command()
-    run_trials(study, Quick(SPEC), n_trials=5)
+    run_worker(study, Quick(SPEC), n_trials=5)
     study.ask().set_user_attr("worker", "my-host:12")
     before = (tmp_path / "study.db").read_bytes()
     words = command()

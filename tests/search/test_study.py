@@ -22,7 +22,7 @@ from optuna_robustloss.search.study import (
     spec_of,
     trials_done,
 )
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -76,7 +76,7 @@ def test_a_study_describes_itself(url):
 
 def test_the_start_loss_is_the_first_trial(storage):
     study = create_study(SPEC, storage, "mine")
-    run_trials(study, NoisyLabelObjective(SPEC), n_trials=2)
+    run_worker(study, NoisyLabelObjective(SPEC), n_trials=2)
     assert [t.user_attrs.get("start") for t in study.trials] == ["mae", None]
     assert study.trials[0].params == SPEC.space.start_point
 
@@ -84,7 +84,7 @@ def test_the_start_loss_is_the_first_trial(storage):
 def test_a_start_loss_of_an_optuna_sampler_waits_in_front_of_the_generations(storage):
     study = create_study(OPTUNAS, storage, "mine")
     assert states(study) == ["WAITING"]
-    run_trials(study, NoisyLabelObjective(OPTUNAS))
+    run_worker(study, NoisyLabelObjective(OPTUNAS))
     assert states(study) == ["COMPLETE"] * 5
     assert [t.user_attrs.get("start") for t in study.trials] == ["mae", *[None] * 4]
     assert study.trials[0].params == SPEC.space.start_point
@@ -94,13 +94,13 @@ def test_a_start_loss_that_was_interrupted_is_tried_again(storage):
     """By the generational sampler in its own slot, by the others as the next trial."""
     study = create_study(SPEC, storage, "ours")
     study.tell(study.ask(), state=TrialState.FAIL)
-    run_trials(study, NoisyLabelObjective(SPEC))
+    run_worker(study, NoisyLabelObjective(SPEC))
     assert states(study) == ["FAIL", *["COMPLETE"] * 4]
     (again,) = [t for t in study.trials[1:] if t.user_attrs.get("start") == "mae"]
     assert again.params == study.trials[0].params == SPEC.space.start_point
     study = create_study(OPTUNAS, storage, "optunas")
     study.tell(study.ask(), state=TrialState.FAIL)
-    run_trials(study, NoisyLabelObjective(OPTUNAS), n_trials=1)
+    run_worker(study, NoisyLabelObjective(OPTUNAS), n_trials=1)
     assert states(study) == ["FAIL", "COMPLETE"]
     assert study.trials[1].user_attrs["start"] == "mae"
     assert study.trials[1].params == OPTUNAS.space.start_point
@@ -109,13 +109,13 @@ def test_a_start_loss_that_was_interrupted_is_tried_again(storage):
 @pytest.mark.parametrize("spec", [SPEC, OPTUNAS], ids=["generational", "optuna-cmaes"])
 def test_to_create_a_study_again_is_to_open_it(storage, spec):
     objective = NoisyLabelObjective(spec)
-    run_trials(create_study(spec, storage, "mine"), objective, n_trials=3)
+    run_worker(create_study(spec, storage, "mine"), objective, n_trials=3)
     again = create_study(spec, storage, "mine")
     assert states(again) == ["COMPLETE"] * 3
     assert (trials_done(again, spec), finished_study(again, spec)) == (3, False)
-    run_trials(again, objective)
+    run_worker(again, objective)
     assert states(again) == ["COMPLETE"] * spec.n_trials
-    run_trials(create_study(spec, storage, "mine"), objective)
+    run_worker(create_study(spec, storage, "mine"), objective)
     assert trials_done(again, spec) == len(again.trials) == spec.n_trials
     assert finished_study(again, spec)
 
@@ -201,14 +201,14 @@ def test_missing_data_shows_before_a_trial_is_started(storage, tmp_path):
     spec = small_spec(datasets=["mnist"])
     study = create_study(spec, storage, "mine")
     with pytest.raises(FileNotFoundError):
-        run_trials(study, NoisyLabelObjective(spec, root=tmp_path))
+        run_worker(study, NoisyLabelObjective(spec, root=tmp_path))
     assert states(study) == []
 
 
 def test_the_callback_sees_every_trial_of_this_worker(storage):
     seen = []
     study, objective = create_study(SPEC, storage, "mine"), NoisyLabelObjective(SPEC)
-    run_trials(study, objective, n_trials=3, on_trial=lambda _, trial: seen.append(trial.number))
+    run_worker(study, objective, n_trials=3, on_trial=lambda _, trial: seen.append(trial.number))
     assert seen == [0, 1, 2]
 
 
@@ -264,7 +264,7 @@ def test_an_interrupted_search_keeps_what_is_done_and_goes_on(name, tmp_path, ur
         assert "stopped: 2 of 4 trials are done and kept" in printed
         assert "Traceback" not in printed
         assert states(study) == ["COMPLETE", "COMPLETE", "FAIL"]
-    run_trials(create_study(SPEC, url, "small"), NoisyLabelObjective(SPEC))
+    run_worker(create_study(SPEC, url, "small"), NoisyLabelObjective(SPEC))
     assert [(t.params, t.value) for t in study.trials[:2]] == kept
     assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert trials_done(study, SPEC) == SPEC.n_trials
@@ -284,7 +284,7 @@ def test_the_same_seed_gives_the_same_trials_in_another_process(url, tmp_path):
     assert process.returncode == 0, printed
     theirs = open_study(url, "theirs")
     ours = create_study(spec, optuna.storages.InMemoryStorage(), "ours")
-    run_trials(ours, NoisyLabelObjective(spec))
+    run_worker(ours, NoisyLabelObjective(spec))
     assert [t.params for t in theirs.trials] == [t.params for t in ours.trials]
     assert [t.values for t in theirs.trials] == [t.values for t in ours.trials]
     assert all(t.state == TrialState.COMPLETE for t in theirs.trials)

@@ -31,7 +31,7 @@ from optuna_robustloss.distributed import lease
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import attach_spec, open_study
-from optuna_robustloss.search.worker import run_trials
+from optuna_robustloss.search.worker import run_worker
 from optuna_robustloss.training.score import Score
 from optuna_robustloss.training.suite import SuiteScore
 
@@ -128,7 +128,7 @@ def work(order: dict[str, Any]) -> None:
     study = open_study(storage, order["study"], lease=order["lease"])
     pause = order.get("pause", (0, 0))
     objective = CheapObjective(attach_spec(study, None), pause, fate)
-    run_trials(study, objective, lease=order["lease"], candidates=order.get("candidates", 1))
+    run_worker(study, objective, lease=order["lease"], candidates=order.get("candidates", 1))
 
 
 def script(order: dict[str, Any]) -> None:
