@@ -1,17 +1,22 @@
-"""Specs in YAML: one strict base model, one clear message for every error, one hash."""
+"""Specs in YAML and in studies: one strict base model, one message for all errors, one hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
+from optuna.study import Study
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
+from optuna_robustloss.attributes import SPEC
+
 T = TypeVar("T")
+SpecT = TypeVar("SpecT", bound="SpecFile")
 #: A list in YAML, or one item that stands for a list of one.
 OneOrMany = Annotated[
     tuple[T, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])
@@ -116,3 +121,39 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
         else:
             lines.append(f"{where}: {message} (got {item['input']!r})")
     return "; ".join(lines)
+
+
+def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:
+    """Return the spec that ``study`` carries, or None if it carries none.
+
+    Raises:
+        ValueError: the study carries a spec of another kind, or one that no longer reads.
+
+    """
+    stored = SPEC.read(study)
+    if stored is None:
+        return None
+    return model.from_values(stored["values"], f"the spec stored with study {study.study_name!r}")
+
+
+def store_spec(study: Study, spec: SpecFile) -> None:
+    """Make ``study`` carry ``spec``, its hash and the version of this package."""
+    SPEC.write(
+        study,
+        {
+            "values": spec.model_dump(mode="json"),
+            "hash": spec.hash,
+            "version": version("optuna-robustloss"),
+        },
+    )
+
+
+def check_spec(study: Study, spec: SpecFile) -> None:
+    """Raise a ValueError with the differences if ``study`` carries another spec than ``spec``."""
+    stored = stored_spec(study, type(spec))
+    if stored is not None and stored.hash != spec.hash:
+        raise ValueError(
+            f"study {study.study_name!r} belongs to another spec (study / given): "
+            f"{'; '.join(stored.differences(spec))}; use the study's own file or another "
+            "--study-name"
+        )

@@ -31,6 +31,7 @@ import torch
 from ranking_tables import print_tables  # the file beside this one
 
 from optuna_robustloss import StudySpec
+from optuna_robustloss.attributes import START
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.space import LossParameters
@@ -48,7 +49,7 @@ MOMENTS = 28
 def from_study(spec: StudySpec, study: optuna.Study, generations: list[int]) -> list[Candidates]:
     """Candidates of each generation by their trial's number."""
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    first = [t for t in complete if "start" not in t.user_attrs]
+    first = [t for t in complete if START.read(t) is None]
     return [
         {
             str(t.number): spec.space.at(t.params)

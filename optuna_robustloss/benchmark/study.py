@@ -7,11 +7,8 @@ a killed one loses what it was training and nothing else.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
-from importlib.metadata import version
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -19,16 +16,22 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from optuna_robustloss.attributes import (
+    CURVE,
+    ERROR,
+    RUN_DIVERGED,
+    SPEC,
+    SURPLUS_TO,
+    WORKER,
+    worker_name,
+)
 from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import current_heartbeat
+from optuna_robustloss.distributed.storage import load_study
+from optuna_robustloss.spec_files import check_spec, store_spec, stored_spec
 
 METRIC = "test accuracy at the last epoch"
-#: One attribute, so that whoever opens the study meanwhile sees all of it or nothing.
-_BENCHMARK = "benchmark"
-#: Attribute of a failed trial: what its training raised.
-ERROR = "error"
-_CURVE, _DIVERGED = "curve", "diverged"
 
 
 def create_benchmark(spec: BenchmarkSpec, storage: BaseStorage, study_name: str) -> Study:
@@ -42,27 +45,15 @@ def create_benchmark(spec: BenchmarkSpec, storage: BaseStorage, study_name: str)
         storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
     )
     begun = bool(study.get_trials(deepcopy=False))  # first: who has trials has the attribute
-    attrs = study.user_attrs
-    if _BENCHMARK not in attrs:
+    attrs = study.user_attrs  # read once: another process may store its spec meanwhile
+    if SPEC.key not in attrs:
         if attrs or begun or study.directions != [StudyDirection.MAXIMIZE]:
             raise ValueError(
-                f"study {study_name!r} is there, and no benchmark: choose another --study-name"
+                f"study {study_name!r} exists and is not a benchmark: choose another --study-name"
             )
-        mine = {
-            "hash": spec.hash,
-            "optuna_robustloss_version": version("optuna-robustloss"),
-            "spec": spec.model_dump(mode="json"),
-        }
-        study.set_user_attr(_BENCHMARK, mine)
+        store_spec(study, spec)
         study.set_metric_names([METRIC])
-        attrs = study.user_attrs  # somebody else's, if two were at it
-    if attrs[_BENCHMARK]["hash"] != spec.hash:
-        stored = BenchmarkSpec.from_values(attrs[_BENCHMARK]["spec"], f"benchmark {study_name!r}")
-        raise ValueError(
-            f"study {study_name!r} is of another benchmark (study / given): "
-            f"{'; '.join(stored.differences(spec))}; "
-            "use its own file or another --study-name"
-        )
+    check_spec(study, spec)  # also after storing: another process may have stored its own
     return study
 
 
@@ -73,18 +64,11 @@ def open_benchmark(storage: BaseStorage, study_name: str) -> tuple[Study, Benchm
         ValueError: there is no such study, or it is no benchmark.
 
     """
-    try:
-        study = optuna.load_study(study_name=study_name, storage=storage)
-    except KeyError:
-        names = ", ".join(optuna.get_all_study_names(storage)) or "none yet"
-        raise ValueError(
-            f"there is no study {study_name!r} in the storage; it has: {names}"
-        ) from None
-    if _BENCHMARK not in study.user_attrs:
-        raise ValueError(f"study {study_name!r} is no benchmark")
-    return study, BenchmarkSpec.from_values(
-        study.user_attrs[_BENCHMARK]["spec"], f"benchmark {study_name!r}"
-    )
+    study = load_study(storage, study_name)
+    spec = stored_spec(study, BenchmarkSpec)
+    if spec is None:
+        raise ValueError(f"study {study_name!r} is not a benchmark")
+    return study, spec
 
 
 def _distributions(spec: BenchmarkSpec) -> dict[str, BaseDistribution]:
@@ -104,7 +88,7 @@ def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
         state=TrialState.RUNNING,
         params=asdict(cell),
         distributions=_distributions(spec),
-        user_attrs={"worker": f"{socket.gethostname()}:{os.getpid()}"},
+        user_attrs=WORKER.entry(worker_name()),
         system_attrs=current_heartbeat().attribute(),
     )
     storage = study._storage
@@ -112,7 +96,7 @@ def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
     number = storage.get_trial(trial_id).number
     for trial in study.get_trials(deepcopy=False):
         if trial.number < number and trial.state != TrialState.FAIL and cell_of(trial) == cell:
-            storage.set_trial_user_attr(trial_id, "surplus_to", trial.number)
+            storage.set_trial_user_attr(trial_id, SURPLUS_TO.key, trial.number)
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
     return trial_id
@@ -126,9 +110,9 @@ def tell(study: Study, trial_id: int, outcome: Outcome) -> None:
 
     """
     storage = study._storage
-    storage.set_trial_user_attr(trial_id, _CURVE, [list(astuple(m)) for m in outcome.curve])
+    storage.set_trial_user_attr(trial_id, CURVE.key, [list(astuple(m)) for m in outcome.curve])
     if outcome.diverged:
-        storage.set_trial_user_attr(trial_id, _DIVERGED, True)
+        storage.set_trial_user_attr(trial_id, RUN_DIVERGED.key, True)
     storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [outcome.curve[-1].test])
 
 
@@ -139,8 +123,8 @@ def cell_of(trial: FrozenTrial) -> Run:
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
     """Return what came of a complete trial."""
-    curve = tuple(Moment(*values) for values in trial.user_attrs[_CURVE])
-    return Outcome(cell_of(trial), curve, bool(trial.user_attrs.get(_DIVERGED, False)))
+    curve = tuple(Moment(*values) for values in CURVE.read(trial) or ())
+    return Outcome(cell_of(trial), curve, bool(RUN_DIVERGED.read(trial)))
 
 
 def outcomes(study: Study) -> list[Outcome]:
@@ -177,7 +161,7 @@ def failures(study: Study, cells: Sequence[Run]) -> dict[Run, str]:
     """Return the last errors of those of ``cells`` that failed by their own fault, and are open."""
     left = set(open_cells(study, cells)[0])
     return {
-        cell: trial.user_attrs[ERROR]
+        cell: error
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if ERROR in trial.user_attrs and (cell := cell_of(trial)) in left
+        if (error := ERROR.read(trial)) is not None and (cell := cell_of(trial)) in left
     }

@@ -12,10 +12,10 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from optuna_robustloss.attributes import ERROR
 from optuna_robustloss.benchmark.runs import Outcome, Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
-    ERROR,
     cell_of,
     claim,
     open_benchmark,
@@ -159,7 +159,7 @@ class _Worker:
         self.failed[cell] = text
         trial_id = self._held[cell]
         try:
-            self._storage.set_trial_user_attr(trial_id, ERROR, text)
+            self._storage.set_trial_user_attr(trial_id, ERROR.key, text)
         except UpdateFinishedTrialError:
             pass
         fail_trial(self._storage, trial_id)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import (
     BaseStorage,
@@ -18,6 +19,7 @@ from optuna.storages import (
     get_storage,
 )
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalRedisBackend
+from optuna.study import Study
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
@@ -66,6 +68,22 @@ _NETWORK = re.compile(
     r"(fuse\.)?(nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|fhgfs|ceph\w*|glusterfs|sshfs|afs|openafs|"
     r"9p|ncpfs|panfs|p?vfs2|orangefs|wekafs|davfs2?|moosefs|mfs|juicefs|s3fs|gcsfuse|rclone|vboxsf)"
 )
+
+
+def load_study(storage: str | BaseStorage, study_name: str) -> Study:
+    """Open a study by its name.
+
+    Raises:
+        ValueError: the storage has no such study; lists those it has.
+
+    """
+    try:
+        return optuna.load_study(study_name=study_name, storage=storage)
+    except KeyError:
+        names = ", ".join(optuna.get_all_study_names(storage)) or "none yet"
+        raise ValueError(
+            f"there is no study {study_name!r} in the storage; it has: {names}"
+        ) from None
 
 
 def open_storage(url: str, *, create: bool = False, patience: float = 300.0) -> BaseStorage:

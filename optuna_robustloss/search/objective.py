@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,6 +11,14 @@ import torch
 from optuna.exceptions import TrialPruned
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
+from optuna_robustloss.attributes import (
+    GENERATION,
+    START,
+    WORKER,
+    accuracy_on,
+    best_epoch_on,
+    worker_name,
+)
 from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.space import Parameters
 from optuna_robustloss.search.spec import StudySpec
@@ -126,16 +132,16 @@ class NoisyLabelObjective:
     def _member(self, position: int, trial: BaseTrial) -> _Member:
         """Draw a trial's loss, and note what the trial is."""
         if isinstance(trial, Trial):
-            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+            WORKER.write(trial, worker_name())
         parameters = self.spec.space.suggest(trial)
         generation = 0
         if isinstance(trial, Trial):  # its sampler has noted the generation by now
             stored = trial.study._storage.get_trial(trial._trial_id)
             generation = generation_of(stored, self.spec.popsize)
             if stored.params == self.spec.space.start_point:
-                trial.set_user_attr("start", self.spec.start)
+                START.write(trial, self.spec.start)
         seed = derive_seed(self.spec.seed, "generation", generation)
-        trial.set_user_attr("generation", generation)
+        GENERATION.write(trial, generation)
         for num_classes in {task.num_classes for task in self.tasks(seed)}:
             parameters.build(num_classes)  # a constant loss shows here, and is this trial's fault
         return _Member(position, trial, parameters, seed)
@@ -166,9 +172,9 @@ class NoisyLabelObjective:
         if result.error is not None:
             raise result.error
         for task, score in result.scores.items():
-            trial.set_user_attr(f"accuracy {task.label}", score.value)
+            accuracy_on(task.label).write(trial, score.value)
             if self.spec.score == "best":
-                trial.set_user_attr(f"best epoch {task.label}", score.best_epoch)
+                best_epoch_on(task.label).write(trial, score.best_epoch)
         for name in ("diverged", "hopeless"):
             affected = [t.label for t, score in result.scores.items() if getattr(score, name)]
             if affected:

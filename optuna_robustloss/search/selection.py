@@ -14,6 +14,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_robustloss.attributes import SELECTION, SPEC, START
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
 from optuna_robustloss.search.objective import (
     OPTUNA_GENERATION,
@@ -26,7 +27,6 @@ from optuna_robustloss.search.study import attach_spec, read_generations, trials
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.training.loop import steps_per_epoch
 
-_ATTRIBUTE = "selection"
 #: Number of last generations whose CMA means are averaged.
 LAST_MEANS = 5
 
@@ -94,7 +94,7 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     # What a second worker draws while the start loss is still running is random, and never told.
     drawn = [t for t in trials if OPTUNA_GENERATION in t.system_attrs] or trials
     for trial in drawn:
-        if trial.params.keys() == space.keys() and "start" not in trial.user_attrs:
+        if trial.params.keys() == space.keys() and START.read(trial) is None:
             by_generation[generation_of(trial, spec.popsize)].append(trial)
     weights = recombination_weights(spec.popsize)
     means = []
@@ -154,7 +154,7 @@ def _fitness(study: Study) -> dict[int, float]:
     return {
         t.number: float(t.value or 0.0)
         for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "start" not in t.user_attrs
+        if START.read(t) is None
     }
 
 
@@ -194,9 +194,7 @@ def select(
         for finalist, own in zip(finalists, values, strict=True)
     ]
     selection = Selection(tuple(judged))
-    study.set_user_attr(
-        _ATTRIBUTE, _to_json(selection, seeds) | {"trials": trials_done(study, spec)}
-    )
+    SELECTION.write(study, _to_json(selection, seeds) | {"trials": trials_done(study, spec)})
     return selection
 
 
@@ -221,7 +219,7 @@ def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
 
 def stored_selection(study: Study) -> Selection | None:
     """Return the selection stored with ``study``, if ``select`` has run after the last trial."""
-    stored = study.user_attrs.get(_ATTRIBUTE)
+    stored = SELECTION.read(study)
     if stored is None:
         return None
     spec = attach_spec(study, None)
@@ -246,7 +244,7 @@ def selected_loss(
 ) -> TaylorLoss | PhasedLoss:
     """Build the winner as a loss whose provenance says where it comes from."""
     spec = objective.spec
-    winner, control = selection.winner, selection.control
+    winner, control, stored = selection.winner, selection.control, SPEC.read(study)
     tasks = objective.tasks(derive_seed(spec.seed, "finalist", 0))
     driven = {
         t.spec.label: t.spec.recipe.lr
@@ -259,7 +257,7 @@ def selected_loss(
         "study": study.study_name,
         "spec": spec.model_dump(mode="json"),
         "spec_hash": spec.hash,
-        "optuna_robustloss_version": study.user_attrs.get("optuna_robustloss_version"),
+        "optuna_robustloss_version": stored["version"] if stored else None,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "chosen": winner.name,
         "trials": len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))),

@@ -96,7 +96,6 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     """Ours, or one of Optuna's."""
     sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
     """First σ of each coefficient, for the generational sampler."""
-    """What workers do that find a generation's slots taken; see ``GenerationalCmaEsSampler``."""
     lr_adapt: bool = False
     separable: bool = False
     max_retry: int = Field(default=3, ge=0)

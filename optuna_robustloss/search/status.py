@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_robustloss.attributes import WORKER
 from optuna_robustloss.distributed.lease import LEASE, heartbeat_of
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.search.objective import generation_of
@@ -69,7 +70,7 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
         if sign is None or time.time() - sign.at > lease:
             stale.append(trial.number)
         else:
-            name = trial.user_attrs.get("worker", f"{sign.machine}:{sign.pid}")
+            name = WORKER.read(trial) or f"{sign.machine}:{sign.pid}"
             workers[str(name)].append(trial.number)
     generations = replay(study) if spec.sampler == "generational" else None
     done = trials_done(study, spec) if generations is None else generations.filled

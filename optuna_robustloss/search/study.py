@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
+from optuna_robustloss.attributes import START
 from optuna_robustloss.distributed.lease import LEASE
+from optuna_robustloss.distributed.storage import load_study
 from optuna_robustloss.sampler.config import stored_config
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.search.spec import StudySpec
+from optuna_robustloss.spec_files import check_spec, store_spec, stored_spec
 
 METRIC = "mean validation accuracy"
-_SPEC, _HASH, _VERSION = "spec", "spec_hash", "optuna_robustloss_version"
-#: Attribute by which the study of a benchmark is known.
-_BENCHMARK = "benchmark"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -57,24 +55,9 @@ def open_study(
             or it minimises.
 
     """
-    try:
-        study = optuna.load_study(study_name=study_name, storage=storage)
-    except KeyError:
-        names = optuna.get_all_study_names(storage)
-        raise ValueError(
-            f"there is no study {study_name!r} in the storage; it has: "
-            f"{', '.join(names) or 'none yet'}"
-        ) from None
+    study = load_study(storage, study_name)
     study.sampler = make_sampler(attach_spec(study, spec), study._storage, lease)
     return study
-
-
-def spec_of(study: Study) -> StudySpec | None:
-    """Return the spec stored with ``study``, if there is one."""
-    stored = study.user_attrs.get(_SPEC)
-    if stored is None:
-        return None
-    return StudySpec.from_values(stored, f"the spec stored with study {study.study_name!r}")
 
 
 def attach_spec(study: Study, spec: StudySpec | None) -> StudySpec:
@@ -91,35 +74,20 @@ def attach_spec(study: Study, spec: StudySpec | None) -> StudySpec:
             f"study {study.study_name!r} must maximise one value, the accuracy: create it with "
             "--direction maximize"
         )
-    if _BENCHMARK in study.user_attrs:
-        raise ValueError(
-            f"study {study.study_name!r} is a benchmark: go on with 'optuna-robustloss benchmark', "
-            "which reports what is done with --report-only"
-        )
-    stored = spec_of(study)
-    if stored is None:
-        if spec is None:
+    stored = stored_spec(study, StudySpec)
+    if spec is None:
+        if stored is None:
             raise ValueError(
                 f"study {study.study_name!r} has no spec yet: give one, for example "
                 "--spec studies/digits.yaml"
             )
-        _describe(study, spec)
-        return spec
-    if spec is not None and spec.hash != stored.hash:
-        raise ValueError(
-            f"study {study.study_name!r} belongs to another spec (study / given): "
-            + "; ".join(stored.differences(spec))
-            + "; use the study's own spec or another study name"
-        )
-    return stored
-
-
-def _describe(study: Study, spec: StudySpec) -> None:
-    study.set_user_attr(_SPEC, spec.model_dump(mode="json"))
-    study.set_user_attr(_HASH, spec.hash)
-    study.set_user_attr(_VERSION, version("optuna-robustloss"))
-    study.set_metric_names([METRIC])
-    enqueue_start(study, spec)
+        return stored
+    if stored is None:
+        store_spec(study, spec)
+        study.set_metric_names([METRIC])
+        enqueue_start(study, spec)
+    check_spec(study, spec)  # also after storing: another process may have stored its own
+    return spec
 
 
 def enqueue_start(study: Study, spec: StudySpec) -> None:
@@ -130,8 +98,8 @@ def enqueue_start(study: Study, spec: StudySpec) -> None:
     if spec.sampler == "generational":
         return
     trials = study.get_trials(deepcopy=False)
-    if not any("start" in t.user_attrs and t.state != TrialState.FAIL for t in trials):
-        study.enqueue_trial(spec.space.start_point, user_attrs={"start": spec.start})
+    if not any(START.read(t) and t.state != TrialState.FAIL for t in trials):
+        study.enqueue_trial(spec.space.start_point, user_attrs=START.entry(spec.start))
 
 
 def finished_study(study: Study, spec: StudySpec) -> bool:

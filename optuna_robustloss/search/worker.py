@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from optuna_robustloss.attributes import START, WORKER
 from optuna_robustloss.distributed.lease import (
     LEASE,
     LeaseMonitor,
@@ -119,7 +120,7 @@ class _Worker:
         if sign.machine[:13] != machine()[:13] and abs(time.time() - sign.at) < self._monitor.lease:
             self._warned = True
             warnings.warn(
-                f"trial {trial.number} runs on another host, {trial.user_attrs.get('worker')}, and "
+                f"trial {trial.number} runs on another host, {WORKER.read(trial)}, and "
                 "SQLite's locks do not work between hosts: use PostgreSQL, MySQL or a journal file",
                 stacklevel=2,
             )
@@ -240,5 +241,5 @@ class _Worker:
 
 def _has_lease(trial: FrozenTrial) -> bool:
     """Return whether a running trial is a worker's, or was never begun by any."""
-    begun = trial.params or trial.user_attrs.keys() - {"start"}
+    begun = trial.params or trial.user_attrs.keys() - {START.key}
     return heartbeat_of(trial) is not None or not begun

@@ -242,7 +242,7 @@ def test_a_diverged_training_is_told_as_such(study):
 
 def test_a_changed_file_is_refused_with_its_keys(study):
     other = BenchmarkSpec.from_values(VALUES | {"seeds": 3, "train": 90}, "tiny.yaml")
-    with pytest.raises(ValueError, match=r"another benchmark .*train: .*; seeds: "):
+    with pytest.raises(ValueError, match=r"another spec .*train: .*; seeds: "):
         create_benchmark(other, study._storage, "tiny")
 
 
@@ -250,9 +250,9 @@ def test_a_study_that_is_no_benchmark_is_left_alone(url):
     storage = open_storage(url, create=True)
     foreign = optuna.create_study(storage=storage, study_name="mine")
     foreign.set_user_attr("a", 1)
-    with pytest.raises(ValueError, match="no benchmark"):
+    with pytest.raises(ValueError, match="not a benchmark"):
         create_benchmark(SPEC, storage, "mine")
-    with pytest.raises(ValueError, match="no benchmark"):
+    with pytest.raises(ValueError, match="not a benchmark"):
         open_benchmark(storage, "mine")
     with pytest.raises(ValueError, match="no study 'tiny' in the storage; it has: mine"):
         open_benchmark(storage, "tiny")
@@ -262,7 +262,7 @@ def test_a_study_that_is_no_benchmark_is_left_alone(url):
 def test_a_search_leaves_a_benchmark_alone(url, study):
     before = dict(study.user_attrs)
     for spec in (small_spec(), None):
-        with pytest.raises(ValueError, match="study 'tiny' is a benchmark: go on with"):
+        with pytest.raises(ValueError, match="study 'tiny': this is a benchmark: run it with"):
             open_study(open_storage(url), "tiny", spec)
     assert study.user_attrs == before
 
@@ -282,7 +282,7 @@ def test_many_that_create_it_at_once_agree(url):
     for thread in threads:
         thread.join()
     assert len(made) == 4
-    assert all(attrs == made[0] and attrs["benchmark"]["hash"] == SPEC.hash for attrs in made)
+    assert all(attrs == made[0] and attrs["spec"]["hash"] == SPEC.hash for attrs in made)
 
 
 def test_the_study_carries_its_spec(url, study):

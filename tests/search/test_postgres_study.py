@@ -21,7 +21,7 @@ from support.postgres import PostgresServer
 from support.small import small_spec
 
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.search.study import create_study, read_generations, spec_of
+from optuna_robustloss.search.study import attach_spec, create_study, read_generations
 
 DROPPED = "was taken over while this worker was away: its result is dropped"
 
@@ -204,7 +204,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
     keys = stored["study_user_attributes.key"] + stored["study_system_attributes.key"]
     assert sorted(keys) == sorted(set(keys))
     assert {"spec", "spec_hash", "generational-cma:definition"} <= set(keys)
-    assert spec_of(study) == spec
+    assert attach_spec(study, None) == spec
     check_nothing_secret_or_executable(server, url, crew)
 
 

@@ -284,7 +284,7 @@ def test_the_selected_loss_says_where_it_comes_from(searched, tmp_path):
         "study": "done",
         "spec": json.loads(spec.model_dump_json()),
         "spec_hash": spec.hash,
-        "optuna_robustloss_version": study.user_attrs["optuna_robustloss_version"],
+        "optuna_robustloss_version": study.user_attrs["spec"]["version"],
         "chosen": winner.name,
         "trials": 8,
         "fitness": {"mean": winner.mean, "std": winner.std, "values": list(winner.values)},

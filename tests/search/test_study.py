@@ -13,16 +13,17 @@ from optuna.trial import TrialState
 from support.small import small_spec
 
 from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import (
     METRIC,
     attach_spec,
     create_study,
     finished_study,
     open_study,
-    spec_of,
     trials_done,
 )
 from optuna_robustloss.search.worker import run_worker
+from optuna_robustloss.spec_files import stored_spec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -65,9 +66,9 @@ def states(study):
 def test_a_study_describes_itself(url):
     create_study(SPEC, url, "mine")
     study = optuna.load_study(study_name="mine", storage=url)
-    assert study.user_attrs["spec_hash"] == SPEC.hash
-    assert study.user_attrs["optuna_robustloss_version"]
-    assert spec_of(study) == SPEC
+    assert study.user_attrs["spec"]["hash"] == SPEC.hash
+    assert study.user_attrs["spec"]["version"]
+    assert stored_spec(study, StudySpec) == SPEC
     assert study.metric_names == [METRIC]
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert study.trials == []
@@ -144,7 +145,7 @@ def test_a_study_that_optuna_made_gets_the_spec_once(storage, spec, begun):
         open_study(storage, "theirs")
     for given in (spec, None, spec):
         study = open_study(storage, "theirs", given)
-        assert spec_of(study) == spec
+        assert stored_spec(study, StudySpec) == spec
         assert states(study) == begun
 
 
@@ -189,7 +190,8 @@ def test_an_unknown_name_lists_the_studies_there_are(storage):
 
 def test_a_spec_that_no_longer_reads_is_named(storage):
     study = create_study(SPEC, storage, "mine")
-    study.set_user_attr("spec", study.user_attrs["spec"] | {"colour": "red"})
+    stored = study.user_attrs["spec"]
+    study.set_user_attr("spec", stored | {"values": stored["values"] | {"colour": "red"}})
     with pytest.raises(ValueError, match=r"the spec stored with study 'mine': .*'colour'"):
         open_study(storage, "mine")
 
