@@ -114,7 +114,8 @@ def test_has_no_parameters_and_a_state_like_that_of_cross_entropy():
 
 def test_a_deep_copy_is_the_same_loss_and_independent():
     logits, target = random_logits(0, 20, 10), random_labels(2, 10, 20)
-    loss = TaylorLoss(random_theta(1), 10, provenance={"study": "a"})
+    loss = TaylorLoss(random_theta(1), 10)
+    loss.provenance = {"study": "a"}
     twin = copy.deepcopy(loss)
     before = loss(logits, target)
     torch.testing.assert_close(twin(logits, target), before)
@@ -237,3 +238,38 @@ def test_another_number_of_classes_is_refused(shape):
     target = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
     with pytest.raises(ValueError, match=f"have {shape[1]} classes, the loss was built for 10"):
         TaylorLoss(MAE_THETA, 10)(torch.zeros(shape), target)
+
+
+# --- The function ---
+
+
+def test_the_function_takes_classes_last_and_in_the_order_of_cross_entropy():
+    theta = random_theta(4)
+    for shape in ((5,), (4, 5), (2, 3, 5), (2, 3, 4, 5)):
+        logits, target = random_logits(0, *shape), random_labels(1, 5, *shape[:-1])
+        losses = taylor_loss(logits, target, theta, reduction="none")
+        torch.testing.assert_close(losses, eq4_of_logits(logits, target, theta))
+    logits, target = random_logits(0, 2, 3, 3), random_labels(1, 3, 2, 3)  # both would fit
+    losses = taylor_loss(logits, target, theta, reduction="none")
+    torch.testing.assert_close(losses, eq4_of_logits(logits.movedim(1, -1), target, theta))
+
+
+def test_the_function_refuses_what_the_module_refuses():
+    with pytest.raises(ValueError, match=r"'mean', 'sum', 'none'.*got 'average'"):
+        taylor_loss(torch.zeros(1, 3), torch.tensor([0]), MAE_THETA, reduction="average")
+    with pytest.raises(IndexError, match="label 3 is out of range for 3 classes"):
+        taylor_loss(torch.zeros(1, 3), torch.tensor([3]), MAE_THETA)
+
+
+@pytest.mark.parametrize(
+    ("logits_shape", "target_shape", "message"),
+    [
+        ((4, 6, 3), (6,), r"\(K, N, C\) with the same K, got \(4, 6, 3\)"),
+        ((6, 3), (6,), r"got \(6, 3\)"),
+        ((2, 6, 3), (5,), r"\(2, 6\) or \(6,\), got \(5,\)"),
+    ],
+)
+def test_a_population_that_does_not_fit(logits_shape, target_shape, message):
+    thetas = random_theta(0, population=2)
+    with pytest.raises(ValueError, match=message):
+        taylor_loss(random_logits(0, *logits_shape), random_labels(0, 3, *target_shape), thetas)
