@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal, get_args
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     from .closed_form import ClosedForm
 
 Reduction = Literal["mean", "sum", "none"]
+#: Arguments that every loss has, which belong to the task at hand.
+TASK_OPTIONS = ("reduction", "ignore_index", "weight")
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """A loss of logits and labels that takes the place of ``nn.CrossEntropyLoss``.
+    """A drop-in replacement for ``nn.CrossEntropyLoss``, given the loss of one sample.
 
     A subclass gives the loss of each sample, ``per_sample``; layouts, ``ignore_index``, class
     weights and reduction are handled here. Half precision is computed in float32.
@@ -91,6 +94,14 @@ class ClassificationLoss(nn.Module, ABC):
     def closed_form(self) -> ClosedForm | None:
         """Return the gradient at the logits in closed form, or None where there is none."""
         return None
+
+    def extra_repr(self) -> str:
+        """Print the arguments of the formula."""
+        names = inspect.signature(type(self)).parameters.keys()
+        values = {n: getattr(self, n) for n in names if n not in TASK_OPTIONS}
+        return ", ".join(
+            f"{n}={v:g}" if type(v) is float else f"{n}={v}" for n, v in values.items()
+        )
 
 
 def check_reduction(reduction: str) -> None:
@@ -200,7 +211,7 @@ def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | N
 
 
 def _readable(mask: Tensor) -> bool:
-    """Whether looking at values neither waits for a device nor breaks a graph or a transform."""
+    """Whether values can be read without a wait for a device, a graph break or a failed vmap."""
     return (
         mask.device.type == "cpu"
         and mask.numel() > 0

@@ -1,7 +1,7 @@
 """Losses whose gradient at the logits is known in closed form, described by numbers.
 
-A training loop asks a loss for its ``ClosedForm`` and computes the gradients of many such losses at
-once by ``stack_gradients``, without autograd.
+A training loop calls ``closed_form(loss)`` and computes the gradients of many such losses at once
+by ``stack_gradients``, without autograd.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Two losses in one training: one to fit fast with, then one that only confirms.
+"""Two losses in one training: one that fits fast, then one that memorises less.
 
-Early in a training a network learns what is right in noisy labels, later it memorises what is
-wrong. So a loss that fits fast may come first, if another takes over in time.
+Networks fit correct labels first and memorise wrong ones later, so a fast loss may come first if
+it is replaced in time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .closed_form import ClosedForm, closed_form, late_share
 
-#: Share of the steps that the change takes, if nothing else is said.
+#: Default share of the steps that the change takes.
 DEFAULT_WIDTH = 0.04
 
 
@@ -45,8 +45,8 @@ class PhasedLoss(nn.Module):
     ``progress`` before each, to a share from 0 to 1, and nothing is counted; so does this
     package's own loop. None, the default, goes back to counting.
 
-    What the parts ask of the training loop is passed on, as by ``ScaledLoss``: ``takes_index``, and
-    ``l1`` with the weights of the last step.
+    The attributes of both parts that a training loop reads are passed on, as by ``ScaledLoss``:
+    ``takes_index``, and ``l1`` blended with the weights of the last step.
 
     Args:
         early: the loss at first; any loss called as ``criterion(logits, target)``.
@@ -59,7 +59,7 @@ class PhasedLoss(nn.Module):
         ValueError: an argument is out of its domain, the change would not be over by the end, the
             reductions differ, or a part has phases itself.
 
-    >>> from .robust import MAELoss
+    >>> from .published import MAELoss
     >>> half = nn.CrossEntropyLoss()
     >>> criterion = PhasedLoss(half, MAELoss(), switch=0.08, width=0.04, total_steps=448)
     >>> _ = criterion(torch.zeros(4, 10), torch.tensor([0, 1, 2, 3]))

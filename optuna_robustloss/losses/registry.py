@@ -1,4 +1,4 @@
-"""Losses by a short name, as the command line and tables use them."""
+"""Losses by name, as the command line and the tables use them."""
 
 from __future__ import annotations
 
@@ -122,11 +122,12 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     ``ce-then-mae``      ½ CE, from 4 % to 8 % of the steps into MAE with η = .2
     ===================  =============================  ==============================
 
-    ``anl-ce`` wants its L1 term from the training loop: see ``ANLCELoss``. The last row is for
-    symmetric noise, at 40 % for 100 classes.
+    ``anl-ce`` needs its L1 term from the training loop: see ``ANLCELoss``. ``eps-softmax`` has the
+    settings for symmetric noise, at 40 % for 100 classes.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name (the message lists the known ones), or a scale or η that is not
+            a positive number.
         FileNotFoundError: there is no such loss file.
 
     >>> make_loss("gce*0.2", num_classes=10).scale

@@ -10,10 +10,14 @@ from .closed_form import ClosedForm, closed_form
 
 
 class ScaledLoss(nn.Module):
-    """Any loss times a number: for SGD, the same as another learning rate for that loss.
+    """Multiply any loss by a number: with SGD, the same as another learning rate.
 
-    What the inner loss asks of the training loop is passed on: ``l1``, scaled as well, and
-    ``takes_index``.
+    The attributes of the inner loss that a training loop reads are passed on: ``l1``, scaled as
+    well, and ``takes_index``.
+
+    Args:
+        criterion: the inner loss, called as ``criterion(logits, target)``.
+        scale: the factor, > 0.
 
     Raises:
         ValueError: ``scale`` is not a positive number.

@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from . import published
+from .base import TASK_OPTIONS
 from .phased import PhasedLoss
 from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss
@@ -43,8 +44,6 @@ CLASSES: dict[str, type[nn.Module]] = {
     )
     if kind not in _OF_ONE_TRAINING_SET
 }
-#: Arguments that belong to the task at hand: they are given when a file is read, not stored.
-TASK_OPTIONS = ("reduction", "ignore_index", "weight")
 _DEPRECATED = ("size_average", "reduce")  # by PyTorch; no attributes
 
 

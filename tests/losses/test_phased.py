@@ -250,7 +250,7 @@ def test_the_named_pairs_are_what_they_say():
             torch.testing.assert_close(called(criterion), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_named_pair_is_scaled_and_needs_to_be_told_the_progress():
+def test_a_named_pair_is_scaled_and_needs_the_progress():
     scaled = make_loss("ce-then-mae*0.5", 10)
     with pytest.raises(RuntimeError, match="set its progress"):
         called(scaled)

@@ -1,4 +1,4 @@
-"""A loss times a number, which passes on what its inner loss asks of the training loop."""
+"""A loss times a number, which passes on its inner loss's attributes for the training loop."""
 
 import math
 

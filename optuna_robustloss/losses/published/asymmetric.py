@@ -50,10 +50,6 @@ class AGCELoss(ClassificationLoss):
         """Zero at ŷ_t = 1."""
         return asymmetric_gce(logits, target, self.a, self.q)
 
-    def extra_repr(self) -> str:
-        """Print a and q."""
-        return f"a={self.a}, q={self.q}"
-
 
 class NCEandAGCELoss(ActivePassiveLoss):
     """α·NCE + β·AGCE: Zhou et al. (ICML 2021).
@@ -80,7 +76,3 @@ class NCEandAGCELoss(ActivePassiveLoss):
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:
         """AGCE."""
         return asymmetric_gce(logits, target, self.a, self.q)
-
-    def extra_repr(self) -> str:
-        """Print the two weights, a and q."""
-        return f"{super().extra_repr()}, a={self.a}, q={self.q}"

@@ -62,10 +62,6 @@ class BootstrapLoss(ClassificationLoss):
             + (1 - self.beta) * expectation(log_probability, prediction)
         )
 
-    def extra_repr(self) -> str:
-        """Print β and the kind."""
-        return f"beta={self.beta}, hard={self.hard}"
-
 
 class LabelSmoothingLoss(nn.CrossEntropyLoss):
     """Cross-entropy against (1 − α) y + α/C: Szegedy et al. (CVPR 2016), Sec. 7, with α = .1.

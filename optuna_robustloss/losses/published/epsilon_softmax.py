@@ -75,7 +75,3 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
             log_probability = log_probability.clamp_min(math.log(self.p_min))
         error = absolute_error(logits, target)
         return self.beta * error - self.alpha * expectation(log_probability, target)
-
-    def extra_repr(self) -> str:
-        """Print the weights, m and the floor."""
-        return f"alpha={self.alpha}, beta={self.beta}, m={self.m:g}, p_min={self.p_min:g}"

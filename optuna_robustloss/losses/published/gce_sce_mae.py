@@ -1,7 +1,4 @@
-"""Hand-made losses to compare with, as drop-ins for ``nn.CrossEntropyLoss``.
-
-Cross-entropy itself is ``torch.nn.CrossEntropyLoss``.
-"""
+"""Mean absolute error, generalised and symmetric cross-entropy."""
 
 from __future__ import annotations
 
@@ -60,10 +57,6 @@ class GCELoss(ClassificationLoss):
             return (target * -(self.q * log_probability).expm1()).sum(-1) / self.q
         return -(self.q * at_label(log_probability, target)).expm1() / self.q
 
-    def extra_repr(self) -> str:
-        """Print q."""
-        return f"q={self.q}"
-
 
 class SCELoss(ClassificationLoss):
     """Symmetric cross-entropy α·CE + β·RCE: Wang et al. (ICCV 2019), Eq. 7.
@@ -92,7 +85,3 @@ class SCELoss(ClassificationLoss):
         """α·CE + β·RCE."""
         reverse = reverse_cross_entropy(logits, target, self.A)
         return self.alpha * cross_entropy(logits, target) + self.beta * reverse
-
-    def extra_repr(self) -> str:
-        """Print the two weights and A."""
-        return f"alpha={self.alpha}, beta={self.beta}, A={self.A}"

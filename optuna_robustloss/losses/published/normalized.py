@@ -73,10 +73,6 @@ class ActivePassiveLoss(ClassificationLoss):
         active = normalized_cross_entropy(logits, target)
         return self.alpha * active + self.beta * self.passive(logits, target)
 
-    def extra_repr(self) -> str:
-        """Print the two weights."""
-        return f"alpha={self.alpha}, beta={self.beta}"
-
 
 class NCEandMAELoss(ActivePassiveLoss):
     """α·NCE + β·(1 − ŷ_t): Ma et al. (ICML 2020), Sec. 4.
@@ -119,10 +115,6 @@ class NCEandRCELoss(ActivePassiveLoss):
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:
         """−Σ ŷ log y."""
         return reverse_cross_entropy(logits, target, self.A)
-
-    def extra_repr(self) -> str:
-        """Print the two weights and A."""
-        return f"{super().extra_repr()}, A={self.A:.4g}"
 
 
 class ANLCELoss(ActivePassiveLoss):
@@ -175,7 +167,3 @@ class ANLCELoss(ActivePassiveLoss):
     def regularizer(self, parameters: Iterable[Tensor]) -> Tensor:
         """δ Σ|w|, to be added to the loss: ``loss + criterion.regularizer(net.parameters())``."""
         return self.l1 * sum((w.abs().sum() for w in parameters), torch.zeros(()))
-
-    def extra_repr(self) -> str:
-        """Print the weights and the floor."""
-        return f"{super().extra_repr()}, l1={self.l1}, p_min={self.p_min}"

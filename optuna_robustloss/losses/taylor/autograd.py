@@ -1,6 +1,6 @@
 """The Taylor loss of given polynomials straight from logits, in few passes over memory.
 
-What ``HardTaylor`` computes for class indices, where nobody asks for gradients of the polynomials.
+What ``HardTaylor`` computes for class indices, where the polynomials need no gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .polynomial import LOG_EPSILON
 def hard_taylor(
     logits: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, log: bool
 ) -> Tensor:
-    """Losses ``(...)`` of ``logits (..., C)`` and class indices: ``HardTaylor``'s or faster."""
+    """Return the losses ``(...)`` of ``logits (..., C)`` and labels by the fastest function."""
     p0, label_delta = p0.to(logits.dtype), label_delta.to(logits.dtype)
     loss: Tensor
     if p0.ndim == 1 and not (p0.requires_grad or label_delta.requires_grad or _transformed()):
@@ -35,7 +35,7 @@ def hard_taylor(
 
 
 def _transformed() -> bool:
-    """Whether ``torch.func`` is at work, for which only ``HardTaylor`` has rules."""
+    """Whether a transform of ``torch.func`` is active: only ``HardTaylor`` has rules for those."""
     active: bool = torch._C._are_functorch_transforms_active()
     return active
 

@@ -1,4 +1,4 @@
-"""The learned loss as users call it: ``taylor_loss`` and the module ``TaylorLoss``.
+"""The learned loss: the function ``taylor_loss`` and the module ``TaylorLoss``.
 
 Eq. 4 and Eq. 5 of Gao, Gouk, Hospedales, "Searching for Robustness: Loss Learning for Noisy
 Classification Tasks".
@@ -61,7 +61,9 @@ def taylor_loss(
     reduction: Reduction = "mean",
     variable: Variable = "probability",
 ) -> Tensor:
-    """Taylor loss of Eq. 4, softmax inside, averaged over classes; not normalised by Eq. 5.
+    """Return the Taylor loss of Eq. 4 of logits, without the normalisation of Eq. 5.
+
+    The softmax is inside, and the loss is the mean over the classes.
 
     Differentiable in ``logits`` (analytic gradient through the softmax for class indices) and in
     ``theta``; twice, too. Half-precision logits are computed in float32.
@@ -124,7 +126,7 @@ def _expand_population(logits: Tensor, target: Tensor, coefficients: Tensor) -> 
 
 
 class TaylorLoss(ClassificationLoss):
-    """A Taylor loss that takes the place of ``nn.CrossEntropyLoss``.
+    """A Taylor loss as a drop-in replacement for ``nn.CrossEntropyLoss``.
 
     The polynomial of Eq. 4 is normalised by Eq. 5 to run from 0 to ``eta`` over all predictions
     and one-hot labels; scale and offset are folded into its coefficients once, here. The input

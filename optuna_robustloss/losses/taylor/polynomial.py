@@ -23,8 +23,8 @@ Theta = Tensor | Sequence[float]
 MAE_THETA: tuple[float, ...] = (0.5, 0.5, 0, 0, 0, 0, -2.0, 0, 0, 0, 0, 0)
 #: Mean squared error Σ(ŷ_i − y_i)² as a member of the family (with ``eta=2``: exactly).
 MSE_THETA: tuple[float, ...] = (0.5, 0.5, 0, 2.0, 0, 0, -2.0, 0, 0, 0, 0, 0)
-#: 1 − ŷ_t² as a member of the family (with ``eta=1``: exactly). Its gradient is next to nothing
-#: where a label is not believed yet: it confirms what the network has learned before.
+#: 1 − ŷ_t² as a member of the family (with ``eta=1``: exactly). Its gradient is small
+#: where the label's probability is small: it strengthens what the network predicts already.
 CONFIRM_THETA: tuple[float, ...] = (0, 0, 0, 0, 0, 0, 0, 0, -4.0, 0, 0, 0)
 
 #: ε of the bounded log variable log(1 + ŷ/ε) / log(1 + 1/ε).

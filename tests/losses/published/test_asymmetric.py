@@ -57,7 +57,7 @@ def test_nce_and_agce_is_the_sum_of_its_parts():
 
 def test_defaults_are_the_published_ones_for_cifar10():
     assert str(AGCELoss()) == "AGCELoss(a=0.6, q=0.6)"
-    assert str(NCEandAGCELoss()) == "NCEandAGCELoss(alpha=1.0, beta=4.0, a=6.0, q=1.5)"
+    assert str(NCEandAGCELoss()) == "NCEandAGCELoss(alpha=1, beta=4, a=6, q=1.5)"
 
 
 def test_constants_are_positive_numbers():

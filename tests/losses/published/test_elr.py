@@ -1,4 +1,4 @@
-"""Early-learning regularisation: the moving averages by hand, and the loss they enter."""
+"""Early-learning regularisation: the moving averages step by step, and the loss they enter."""
 
 import math
 
@@ -21,7 +21,7 @@ def kept(row):
     return [min(max(p, 1e-4), 1 - 1e-4) for p in torch.softmax(row, -1).tolist()]
 
 
-def test_three_steps_by_hand():
+def test_three_steps_are_those_of_the_formula():
     """t ← β t + (1 − β) ŷ, then CE + λ log(1 − ⟨t, ŷ⟩), for the samples of each batch only."""
     loss = make(reduction="none")
     t = [[0.0] * CLASSES for _ in range(SAMPLES)]

@@ -82,7 +82,7 @@ def test_a_label_below_the_floor_gets_no_gradient_from_cross_entropy():
 
 
 def test_defaults_are_those_of_symmetric_noise_on_cifar10():
-    text = "EpsilonSoftmaxLoss(alpha=0.01, beta=5.0, m=100000, p_min=1e-08)"
+    text = "EpsilonSoftmaxLoss(alpha=0.01, beta=5, m=100000, p_min=1e-08)"
     assert str(EpsilonSoftmaxLoss()) == text
 
 

@@ -1,4 +1,4 @@
-"""``TaylorLoss``: normalised by Eq. 5, a module in the place of ``nn.CrossEntropyLoss``."""
+"""``TaylorLoss``: normalised by Eq. 5, a drop-in for ``nn.CrossEntropyLoss``."""
 
 import copy
 import math
