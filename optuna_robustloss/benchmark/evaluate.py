@@ -11,9 +11,9 @@ from optuna.storages import InMemoryStorage
 
 from optuna_robustloss.benchmark.regimes import measure
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
-from optuna_robustloss.benchmark.study import create_benchmark, outcomes
+from optuna_robustloss.benchmark.study import create_benchmark, stored_results
 from optuna_robustloss.benchmark.trainings import Options, check_data
-from optuna_robustloss.benchmark.worker import run_cells
+from optuna_robustloss.benchmark.worker import run_benchmark
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec
 
 _logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def evaluate_losses(
     tuned = {entry.method for entry in entries if entry.tuned}
     runs = [
         run
-        for run in spec.cells(scales=spec.scales)
+        for run in spec.runs(scales=spec.scales)
         if run.method in tuned or (run.method in native and run.scale == 1)
     ]
     options = replace(options or Options(), together=len(runs) // seeds)
@@ -116,10 +116,10 @@ def evaluate_losses(
         done += 1
         on_progress(done, len(runs))
 
-    failed = run_cells(study, spec, runs, options, on_cell=advance)
+    failed = run_benchmark(study, spec, runs, options, on_run=advance)
     if len(failed) == len(runs):
         raise ValueError(f"every training failed: {next(iter(failed.values()))}")
-    measured = measure(spec, outcomes(study))
+    measured = measure(spec, stored_results(study))
     results = []
     for entry in entries:
         regime = f"{task.validation_labels} {task.validation}" if entry.tuned else "native"

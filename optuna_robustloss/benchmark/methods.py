@@ -1,4 +1,4 @@
-"""The methods of a benchmark by name: how each trains on a task."""
+"""Train with the methods of a benchmark, chosen by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optuna_robustloss.training.methods import train_forward_corrected, train_jo
 
 
 class Procedure(Protocol):
-    """A training that is more than a loss; ``options`` are those of ``train_population``."""
+    """A method that changes the training; ``options`` are those of ``train_population``."""
 
     def __call__(
         self, task: Task, *, seed: int, epochs: int | None, scale: float, **options: Any
@@ -31,35 +31,37 @@ PROCEDURES: dict[str, Procedure] = {"forward": train_forward_corrected, "jocor":
 
 
 def _elr(task: Task) -> nn.Module:
-    """ELR with the published values for CIFAR-10, or for CIFAR-100 from 100 classes on."""
+    """Return ELR with the values published for CIFAR-10, from 100 classes on for CIFAR-100."""
     beta, lam = (0.9, 7.0) if task.num_classes >= 100 else (0.7, 3.0)
     return ELRLoss(len(task.train.labels), task.num_classes, beta=beta, lam=lam)
 
 
-#: Losses that have to know the task.
+#: Losses that depend on the task.
 _OF_TASKS: dict[str, Callable[[Task], nn.Module]] = {"elr": _elr}
 
 
 def _phased(name: str, num_classes: int) -> tuple[PhasedLoss, float] | None:
-    """Read ``NAME@DRIVE``: a loss in two phases, and after how many steps × lr it changes."""
-    base, at, drive = name.partition("@")
+    """Read ``NAME@LR``: a loss in two phases, and the cumulative learning rate of its switch."""
+    base, at, switch = name.partition("@")
     if not at or base in ("mae", "mse"):
         return None
     loss = make_loss(base, num_classes)
     if not isinstance(loss, PhasedLoss):
-        raise ValueError(f"{base!r} has no phases: @ is for losses that change, and mae, mse")
+        raise ValueError(
+            f"{base!r} has no phases: NAME@LR is for losses in two phases, NAME@ETA for mae and mse"
+        )
     try:
-        return loss, float(drive)
+        return loss, float(switch)
     except ValueError:
-        raise ValueError(f"{drive!r} in the method {name!r} is not a number") from None
+        raise ValueError(f"{switch!r} in the method {name!r} is not a number") from None
 
 
 def check_method(name: str) -> None:
-    """Make sure that there is such a method.
+    """Raise an error unless the method exists.
 
     Raises:
-        ValueError: there is none; the message lists the known ones.
-        FileNotFoundError: it is a loss file that is not there.
+        ValueError: the name is unknown; the message lists the known ones.
+        FileNotFoundError: the loss file does not exist.
 
     """
     if name in PROCEDURES or name in _OF_TASKS or _phased(name, 2):
@@ -76,31 +78,31 @@ def check_method(name: str) -> None:
 def make_criterion(
     name: str, task: Task, scale: float = 1.0, *, epochs: int | None = None
 ) -> nn.Module:
-    """Return the loss of a method that is no more than a loss, times ``scale``.
+    """Return the loss of a method that changes nothing but the loss, times ``scale``.
 
     Args:
-        name: of ``make_loss``, ``elr``, or ``NAME@DRIVE``: a loss in two phases that changes after
-            so many steps × learning rate, whatever the length of the training, and takes for it
-            the share of that which it usually takes.
+        name: of ``make_loss``, ``elr``, or ``NAME@LR``: a loss in two phases that switches when the
+            cumulative learning rate is LR, whatever the length of the training, over a width in
+            proportion.
         task: that is trained on.
         scale: factor of the loss.
         epochs: of the training; by default the recipe's.
 
     Raises:
-        ValueError: the training ends before the change does.
+        ValueError: the training ends before the switch.
 
     """
     loss: nn.Module
     if name in _OF_TASKS:
         loss = _OF_TASKS[name](task)
     elif found := _phased(name, task.num_classes):
-        usual, drive = found
+        usual, switch = found
         recipe = task.spec.recipe
         loss = PhasedLoss.at_cumulative_lr(
             usual.early,
             usual.late,
-            switch=drive,
-            width=drive * usual.width / usual.switch,
+            switch=switch,
+            width=switch * usual.width / usual.switch,
             lr=recipe.lr,
             total_steps=steps_per_epoch(task) * (epochs or recipe.epochs),
         )
@@ -117,7 +119,7 @@ def train_methods(
     epochs: int | None = None,
     **options: Any,
 ) -> list[TrainingResult]:
-    """Train with each of several methods: those that are losses as one population.
+    """Train with each of several methods, all losses among them as one population.
 
     Args:
         task: data, architecture and recipe.

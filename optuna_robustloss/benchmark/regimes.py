@@ -1,4 +1,4 @@
-"""From trainings to figures that may be compared: how scale and epoch are chosen.
+"""Choose scale and epoch in the same ways for all methods, and read off their accuracies.
 
 The same loss at another scale is, for SGD, the same loss at another learning rate. So methods are
 compared under the same choice for all:
@@ -8,8 +8,7 @@ compared under the same choice for all:
 - ``clean N``: scale (and epoch) chosen on N clean validation labels of the task.
 - ``noisy N``: the same on noisy validation labels.
 
-Every method has the same scales to choose from, and all of them were trained, so that nobody's
-search was longer or luckier.
+Every method has the same scales to choose from, and all of them are trained.
 """
 
 from __future__ import annotations
@@ -20,43 +19,43 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from optuna_robustloss.benchmark.runs import Measured, Moment, Outcome, Pick, Run
+from optuna_robustloss.benchmark.runs import Measured, Pick, Run, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
 Labels = Literal["clean", "few", "noisy"]
-#: Methods of their own that are cross-entropy, stopped where validation labels say.
+#: Cross-entropy at the epoch that clean or noisy validation labels choose, as methods.
 STOPPED = {"ce-stopped-clean": "clean", "ce-stopped-noisy": "noisy"}
 
 _Key = tuple[str, str, int]
 
 
-def measure(spec: BenchmarkSpec, outcomes: Sequence[Outcome]) -> list[Measured]:
-    """Read off all accuracies that the trainings allow.
+def measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> list[Measured]:
+    """Return the accuracies under every regime for which the results suffice.
 
-    A regime that chooses a scale has a method where all scales of the spec were trained for it; so
-    a native pass gives ``native`` alone. Its best epoch is that of ``validation`` clean labels.
+    A regime that chooses a scale needs results at all scales of the spec, so that a native pass
+    gives ``native`` alone. Its best epoch is chosen on ``validation`` clean labels.
     """
     found: list[Measured] = []
-    for (horizon, schedule), group in _by(outcomes, lambda c: (c.horizon, c.schedule)):
+    for (horizon, schedule), group in _by(results, lambda c: (c.horizon, c.schedule)):
         for item in _measure(spec, group):
             found.append(replace(item, horizon=horizon, schedule=schedule))
     return found
 
 
 def _by(
-    outcomes: Iterable[Outcome], key: Callable[[Run], tuple[float, str]]
-) -> Iterator[tuple[tuple[float, str], list[Outcome]]]:
-    groups: dict[tuple[float, str], list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        groups[key(outcome.cell)].append(outcome)
+    results: Iterable[RunResult], key: Callable[[Run], tuple[float, str]]
+) -> Iterator[tuple[tuple[float, str], list[RunResult]]]:
+    groups: dict[tuple[float, str], list[RunResult]] = defaultdict(list)
+    for result in results:
+        groups[key(result.run)].append(result)
     yield from sorted(groups.items())
 
 
-def _measure(spec: BenchmarkSpec, outcomes: Sequence[Outcome]) -> Iterator[Measured]:
-    by_key: dict[_Key, dict[float, Outcome]] = defaultdict(dict)
-    for outcome in outcomes:
-        cell = outcome.cell
-        by_key[cell.method, cell.task, cell.seed][cell.scale] = outcome
+def _measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> Iterator[Measured]:
+    by_key: dict[_Key, dict[float, RunResult]] = defaultdict(dict)
+    for result in results:
+        run = result.run
+        by_key[run.method, run.task, run.seed][run.scale] = result
     for key, by_scale in by_key.items():
         if 1.0 in by_scale:
             yield from _native(key, by_scale[1.0])
@@ -69,12 +68,12 @@ def _measure(spec: BenchmarkSpec, outcomes: Sequence[Outcome]) -> Iterator[Measu
     yield from _blind(tuned, scales)
 
 
-def _native(key: _Key, outcome: Outcome) -> Iterator[Measured]:
+def _native(key: _Key, result: RunResult) -> Iterator[Measured]:
     method, task, seed = key
-    last = outcome.curve[-1]
+    last = result.curve[-1]
     yield _measured(key, "native", "last", last, 1.0)
     for labels in ("clean", "noisy"):
-        best = best_moment(outcome.curve, labels)
+        best = best_evaluation(result.curve, labels)
         if best is None:
             continue
         if labels == "clean":
@@ -84,7 +83,7 @@ def _native(key: _Key, outcome: Outcome) -> Iterator[Measured]:
             yield _measured((name, task, seed), "native", "last", best, 1.0)
 
 
-def _tuned(spec: BenchmarkSpec, key: _Key, by_scale: dict[float, Outcome]) -> Iterator[Measured]:
+def _tuned(spec: BenchmarkSpec, key: _Key, by_scale: dict[float, RunResult]) -> Iterator[Measured]:
     regimes: list[tuple[str, Labels]] = [
         (f"clean {spec.validation}", "clean"),
         (f"clean {spec.few}", "few"),
@@ -92,22 +91,24 @@ def _tuned(spec: BenchmarkSpec, key: _Key, by_scale: dict[float, Outcome]) -> It
     ]
     for regime, labels in regimes:
         for pick in ("last", "best"):
-            options: list[tuple[float, float, Moment]] = []
-            for scale, outcome in sorted(by_scale.items()):
-                curve = outcome.curve[-1:] if pick == "last" else outcome.curve
-                moment = best_moment(curve, labels)
-                if moment is not None:
-                    value = getattr(moment, labels)
-                    options.append((value, scale, moment))
+            options: list[tuple[float, float, RunEvaluation]] = []
+            for scale, result in sorted(by_scale.items()):
+                curve = result.curve[-1:] if pick == "last" else result.curve
+                evaluation = best_evaluation(curve, labels)
+                if evaluation is not None:
+                    value = getattr(evaluation, labels)
+                    options.append((value, scale, evaluation))
             if options:
-                _, scale, moment = max(options, key=lambda option: option[0])
-                yield _measured(key, regime, pick, moment, scale)
+                _, scale, evaluation = max(options, key=lambda option: option[0])
+                yield _measured(key, regime, pick, evaluation, scale)
 
 
-def _blind(tuned: dict[_Key, dict[float, Outcome]], scales: Sequence[float]) -> Iterator[Measured]:
-    """One scale for all tasks: that with the best mean clean validation accuracy on the others.
+def _blind(
+    tuned: dict[_Key, dict[float, RunResult]], scales: Sequence[float]
+) -> Iterator[Measured]:
+    """Choose for each task the scale with the best mean clean accuracy on the other tasks.
 
-    The others are all on which a method was tuned; one that lacks any has no blind choice.
+    The others are all tasks with a tuned method; a method that lacks any has no blind choice.
     """
     values: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -117,7 +118,7 @@ def _blind(tuned: dict[_Key, dict[float, Outcome]], scales: Sequence[float]) -> 
             clean = by_scale[scale].curve[-1].clean
             if clean is not None:
                 values[method][task][scale].append(clean)
-    tasks = list(dict.fromkeys(task for _, task, _ in tuned))  # it may be a part of them
+    tasks = list(dict.fromkeys(task for _, task, _ in tuned))  # a report may be of some tasks only
     for key, by_scale in tuned.items():
         method, task, _ = key
         others = [values[method][other] for other in tasks if other != task]
@@ -128,14 +129,16 @@ def _blind(tuned: dict[_Key, dict[float, Outcome]], scales: Sequence[float]) -> 
         yield _measured(key, "blind", "last", by_scale[scale].curve[-1], scale)
 
 
-def best_moment(curve: Sequence[Moment], labels: Labels) -> Moment | None:
-    """Return the first moment with the best validation accuracy; None if there are no labels."""
-    values = [getattr(moment, labels) for moment in curve]
+def best_evaluation(curve: Sequence[RunEvaluation], labels: Labels) -> RunEvaluation | None:
+    """Return the first evaluation with the best validation accuracy; None without labels."""
+    values = [getattr(evaluation, labels) for evaluation in curve]
     if None in values:
         return None
     return curve[max(range(len(values)), key=values.__getitem__)]
 
 
-def _measured(key: _Key, regime: str, pick: Pick, moment: Moment, scale: float) -> Measured:
+def _measured(
+    key: _Key, regime: str, pick: Pick, evaluation: RunEvaluation, scale: float
+) -> Measured:
     method, task, seed = key
-    return Measured(method, task, seed, regime, pick, moment.test, scale, moment.epoch)
+    return Measured(method, task, seed, regime, pick, evaluation.test, scale, evaluation.epoch)

@@ -1,4 +1,4 @@
-"""What a benchmark measures: one training of one method, and accuracies read off its curve."""
+"""Types of a benchmark: a run, its evaluations, its result, and an accuracy under a regime."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Pick = Literal["last", "best"]
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One training: everything that decides it."""
+    """One training: everything that determines it."""
 
     method: str
     """Short name, such as ``gce``."""
     task: str
     """Label of the task, such as ``mnist/mlp2/symmetric 80 %``."""
     seed: int
-    """Number of the repetition, from 0: noise, split, initial weights and order follow from it."""
+    """Number of the repetition from 0, which determines noise, split, initial weights and order."""
     scale: float = 1.0
     """Factor of the loss; 1 is the published form."""
     horizon: float = 1.0
@@ -27,22 +27,22 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Moment:
+class RunEvaluation:
     """Accuracies in [0, 1] after ``step`` optimiser steps, that is ``epoch`` epochs.
 
-    A part that has no images is None.
+    A field whose images do not exist is None.
     """
 
     step: int
     epoch: float
-    drive: float
+    cumulative_lr: float
     """Sum of the learning rates of the steps so far: lr × steps, if it is constant."""
     test: float
     """On test images with clean labels."""
     clean: float | None
     """On validation images with clean labels."""
     few: float | None
-    """On the first of these, as if only few were clean."""
+    """On the first ``few`` of these."""
     noisy: float | None
     """On the same validation images with noisy labels."""
     memorised: float | None
@@ -50,11 +50,11 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one training."""
+class RunResult:
+    """The evaluations of one run."""
 
-    cell: Run
-    curve: tuple[Moment, ...]
+    run: Run
+    curve: tuple[RunEvaluation, ...]
     """In order of the steps; the last is the end of the training."""
     diverged: bool = False
     """The loss was not finite, and training stopped there."""
@@ -62,7 +62,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """A test accuracy, and how scale and epoch were chosen."""
+    """A test accuracy under a regime, which chooses scale and epoch."""
 
     method: str
     task: str

@@ -100,7 +100,7 @@ class BenchmarkSpec(SpecFile):
         """Return a task by its label."""
         return next(task for task in self.task_specs if task.label == label)
 
-    def cells(
+    def runs(
         self,
         *,
         scales: Iterable[float] = (1.0,),

@@ -1,8 +1,8 @@
-"""The benchmark as an Optuna study: one trial per training, whose value is test accuracy.
+"""Store a benchmark as an Optuna study: one trial per run, whose value is test accuracy.
 
-A trial's parameters are its cell. Workers claim cells by creating running trials; of two trials of
-one cell, the one with the lower number counts. So any number of workers may share a benchmark, and
-a killed one loses what it was training and nothing else.
+A trial's parameters are its run. Workers claim runs by creating running trials; of two trials of
+one run, the one with the lower number counts. So any number of workers may share a benchmark, and
+a killed one loses only the runs that it had claimed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optuna_robustloss.attributes import (
     WORKER,
     worker_name,
 )
-from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
+from optuna_robustloss.benchmark.runs import Run, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import current_heartbeat
 from optuna_robustloss.distributed.storage import load_study
@@ -35,16 +35,16 @@ METRIC = "test accuracy at the last epoch"
 
 
 def create_benchmark(spec: BenchmarkSpec, storage: BaseStorage, study_name: str) -> Study:
-    """Create the study of a benchmark, or open it if it is there, and check that they agree.
+    """Create the study of a benchmark, or open it if it exists, and compare the specs.
 
     Raises:
-        ValueError: the study is another benchmark's, or no benchmark; nothing is changed then.
+        ValueError: the study belongs to another benchmark or to none; it is left unchanged.
 
     """
     study = optuna.create_study(
         storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
     )
-    begun = bool(study.get_trials(deepcopy=False))  # first: who has trials has the attribute
+    begun = bool(study.get_trials(deepcopy=False))  # first, as trials follow the attribute
     attrs = study.user_attrs  # read once: another process may store its spec meanwhile
     if SPEC.key not in attrs:
         if attrs or begun or study.directions != [StudyDirection.MAXIMIZE]:
@@ -82,11 +82,11 @@ def _distributions(spec: BenchmarkSpec) -> dict[str, BaseDistribution]:
     }
 
 
-def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
-    """Create the running trial of a cell; return its id, or None if another trial was faster."""
+def claim_run(study: Study, spec: BenchmarkSpec, run: Run) -> int | None:
+    """Create a run's trial; return its id, or None if another trial was created first."""
     template = create_trial(
         state=TrialState.RUNNING,
-        params=asdict(cell),
+        params=asdict(run),
         distributions=_distributions(spec),
         user_attrs=WORKER.entry(worker_name()),
         system_attrs=current_heartbeat().attribute(),
@@ -95,73 +95,73 @@ def claim(study: Study, spec: BenchmarkSpec, cell: Run) -> int | None:
     trial_id = storage.create_new_trial(study._study_id, template_trial=template)
     number = storage.get_trial(trial_id).number
     for trial in study.get_trials(deepcopy=False):
-        if trial.number < number and trial.state != TrialState.FAIL and cell_of(trial) == cell:
+        if trial.number < number and trial.state != TrialState.FAIL and run_of(trial) == run:
             storage.set_trial_user_attr(trial_id, SURPLUS_TO.key, trial.number)
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
     return trial_id
 
 
-def tell(study: Study, trial_id: int, outcome: Outcome) -> None:
-    """Write down what came of a claimed cell.
+def store_result(study: Study, trial_id: int, result: RunResult) -> None:
+    """Store the result of a claimed run and complete its trial.
 
     Raises:
-        UpdateFinishedTrialError: somebody has taken the cell over.
+        UpdateFinishedTrialError: the trial was failed since, and the run claimed again.
 
     """
     storage = study._storage
-    storage.set_trial_user_attr(trial_id, CURVE.key, [list(astuple(m)) for m in outcome.curve])
-    if outcome.diverged:
+    storage.set_trial_user_attr(trial_id, CURVE.key, [list(astuple(m)) for m in result.curve])
+    if result.diverged:
         storage.set_trial_user_attr(trial_id, RUN_DIVERGED.key, True)
-    storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [outcome.curve[-1].test])
+    storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [result.curve[-1].test])
 
 
-def cell_of(trial: FrozenTrial) -> Run:
-    """Return the cell of a benchmark's trial."""
+def run_of(trial: FrozenTrial) -> Run:
+    """Return the run of a benchmark's trial."""
     return Run(**trial.params)
 
 
-def outcome_of(trial: FrozenTrial) -> Outcome:
-    """Return what came of a complete trial."""
-    curve = tuple(Moment(*values) for values in CURVE.read(trial) or ())
-    return Outcome(cell_of(trial), curve, bool(RUN_DIVERGED.read(trial)))
+def result_of(trial: FrozenTrial) -> RunResult:
+    """Return the result that a complete trial holds."""
+    curve = tuple(RunEvaluation(*values) for values in CURVE.read(trial) or ())
+    return RunResult(run_of(trial), curve, bool(RUN_DIVERGED.read(trial)))
 
 
-def outcomes(study: Study) -> list[Outcome]:
-    """Return the outcomes of all trainings that are done, each cell once."""
-    found: dict[Run, Outcome] = {}
+def stored_results(study: Study) -> list[RunResult]:
+    """Return the results of all complete runs, each once."""
+    found: dict[Run, RunResult] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        found.setdefault(cell_of(trial), outcome_of(trial))
+        found.setdefault(run_of(trial), result_of(trial))
     return list(found.values())
 
 
-def open_cells(study: Study, cells: Iterable[Run]) -> tuple[list[Run], list[FrozenTrial]]:
-    """Return the cells that nobody has done or is at, and the running trials of the others."""
-    wanted = list(cells)
+def open_runs(study: Study, runs: Iterable[Run]) -> tuple[list[Run], list[FrozenTrial]]:
+    """Return the runs that no worker has claimed, and the running trials of the others."""
+    wanted = list(runs)
     among = set(wanted)
     taken: set[Run] = set()
     running: list[FrozenTrial] = []
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.COMPLETE:
-            taken.add(cell_of(trial))
+            taken.add(run_of(trial))
         elif trial.state == TrialState.RUNNING:
-            taken.add(cell_of(trial))
-            if cell_of(trial) in among:
+            taken.add(run_of(trial))
+            if run_of(trial) in among:
                 running.append(trial)
-    return [cell for cell in wanted if cell not in taken], running
+    return [run for run in wanted if run not in taken], running
 
 
-def done(study: Study, cells: Sequence[Run]) -> int:
-    """Number of ``cells`` that are done."""
+def count_done(study: Study, runs: Sequence[Run]) -> int:
+    """Return the number of ``runs`` that are complete."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return len({cell_of(trial) for trial in complete} & set(cells))
+    return len({run_of(trial) for trial in complete} & set(runs))
 
 
-def failures(study: Study, cells: Sequence[Run]) -> dict[Run, str]:
-    """Return the last errors of those of ``cells`` that failed by their own fault, and are open."""
-    left = set(open_cells(study, cells)[0])
+def failed_runs(study: Study, runs: Sequence[Run]) -> dict[Run, str]:
+    """Return the last error of each of ``runs`` whose training failed and that is open."""
+    left = set(open_runs(study, runs)[0])
     return {
-        cell: error
+        run: error
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if (error := ERROR.read(trial)) is not None and (cell := cell_of(trial)) in left
+        if (error := ERROR.read(trial)) is not None and (run := run_of(trial)) in left
     }

@@ -1,4 +1,4 @@
-"""The trainings of a benchmark: cells that differ in method and scale only, side by side."""
+"""Train the runs of a benchmark: those that differ in method and scale only, side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optuna_robustloss.benchmark.methods import train_methods
-from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
+from optuna_robustloss.benchmark.runs import Run, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import LEASE
 from optuna_robustloss.seeds import derive_seed, permutation
@@ -22,15 +22,15 @@ from optuna_robustloss.training.evaluation import TrainingResult
 from optuna_robustloss.training.loop import initial_model, steps_per_epoch
 from optuna_robustloss.training.score import run_lengths
 
-#: Runs that one process claims and trains together: a killed one loses no more.
+#: Runs that one process claims and trains together, and loses when it is killed.
 TOGETHER = 8
-#: Wrongly labelled training images that are watched, at most.
-WATCHED_WRONG = 500
+#: Largest number of wrongly labelled training images that are evaluated.
+MOST_WRONG = 500
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker trains: cells side by side, seconds of its lease, and ``train_population``'s."""
+    """How a worker trains: runs side by side, seconds of its lease, and ``train_population``'s."""
 
     together: int = TOGETHER
     lease: float = LEASE
@@ -39,65 +39,65 @@ class Options:
     download: bool = False
 
 
-def check_data(spec: BenchmarkSpec, cells: Sequence[Run], options: Options) -> None:
-    """Load what ``cells`` need once, so that missing data shows before any training.
+def check_data(spec: BenchmarkSpec, runs: Sequence[Run], options: Options) -> None:
+    """Load what ``runs`` need once, so that missing data shows before any training.
 
     Raises:
         ValueError: a data set is not there or too small, or a network does not fit its images.
 
     """
-    for label in dict.fromkeys(cell.task for cell in cells):
+    for label in dict.fromkeys(run.task for run in runs):
         seed = derive_seed(spec.seed, "benchmark", 0)
         initial_model(_prepared(spec.task(label), seed, options), seed)
 
 
-def train_cells(
-    spec: BenchmarkSpec, cells: Sequence[Run], options: Options | None = None
-) -> list[Outcome]:
-    """Train the networks of cells that share task, seed, horizon and schedule.
+def train_runs(
+    spec: BenchmarkSpec, runs: Sequence[Run], options: Options | None = None
+) -> list[RunResult]:
+    """Train the networks of runs that share task, seed, horizon and schedule.
 
     Noise, split, initial weights and batch order are the same for all methods and scales.
 
     Raises:
-        ValueError: the cells do not share them, or the data is missing.
+        ValueError: the runs do not share them, or the data is missing.
 
     """
     options = options or Options()
-    if {unit(cell) for cell in cells} != {unit(cells[0])}:
-        raise ValueError("cells that are trained together share task, seed, horizon and schedule")
-    task, own_seed = arranged(spec, cells[0], options)
-    (epochs,) = run_lengths(task.spec.recipe, [cells[0].horizon])
-    parts = watched_parts(task, spec, own_seed)
-    runs = train_methods(
+    if {population_key(run) for run in runs} != {population_key(runs[0])}:
+        raise ValueError("runs that are trained together share task, seed, horizon and schedule")
+    task, own_seed = prepare_run(spec, runs[0], options)
+    (epochs,) = run_lengths(task.spec.recipe, [runs[0].horizon])
+    parts = evaluated_parts(task, spec, own_seed)
+    trained = train_methods(
         task,
-        [(cell.method, cell.scale) for cell in cells],
+        [(run.method, run.scale) for run in runs],
         seed=own_seed,
         epochs=epochs,
         watch=parts["test"],
         also_watch=[part for name, part in parts.items() if name != "test"],
-        watch_at=watch_steps(task, spec, epochs),
+        watch_at=evaluation_steps(task, spec, epochs),
         device=options.device,
         stop_at_chance_after=None,
     )
-    drives = drive(task.spec.recipe, epochs * steps_per_epoch(task))
+    sums = cumulative_lrs(task.spec.recipe, epochs * steps_per_epoch(task))
     return [
-        Outcome(cell, _moments(run, list(parts)[1:], drives), run.diverged)
-        for cell, run in zip(cells, runs, strict=True)
+        RunResult(run, _evaluations(result, list(parts)[1:], sums), result.diverged)
+        for run, result in zip(runs, trained, strict=True)
     ]
 
 
 def trained_networks(
     spec: BenchmarkSpec, task_label: str, methods: Sequence[str], options: Options
 ) -> tuple[LabelledImages, dict[str, nn.Module]]:
-    """Train methods on a task as their first native cells do.
+    """Train methods on a task as their first native runs do.
 
     Returns:
         the test images, and each method's network.
 
     """
-    task, seed = arranged(spec, Run(methods[0], task_label, 0), options)
-    test = watched_parts(task, spec, seed)["test"]
-    runs = train_methods(
+    task, seed = prepare_run(spec, Run(methods[0], task_label, 0), options)
+    test = evaluated_parts(task, spec, seed)["test"]
+    trained = train_methods(
         task,
         [(method, 1.0) for method in methods],
         seed=seed,
@@ -107,21 +107,21 @@ def trained_networks(
         stop_at_chance_after=None,
         models=True,
     )
-    return test, {m: run.model for m, run in zip(methods, runs, strict=True) if run.model}
+    return test, {m: one.model for m, one in zip(methods, trained, strict=True) if one.model}
 
 
-def arranged(spec: BenchmarkSpec, cell: Run, options: Options) -> tuple[Task, int]:
-    """Return the task of a cell, under its schedule, and the seed of its trainings."""
-    task_spec = spec.task(cell.task)
-    seed = derive_seed(spec.seed, "benchmark", cell.seed)
+def prepare_run(spec: BenchmarkSpec, run: Run, options: Options) -> tuple[Task, int]:
+    """Return the task of a run, under its schedule, and the seed of its trainings."""
+    task_spec = spec.task(run.task)
+    seed = derive_seed(spec.seed, "benchmark", run.seed)
     task = _prepared(task_spec, seed, options)
-    recipe = scheduled(task_spec.recipe, cell.schedule)
+    recipe = scheduled(task_spec.recipe, run.schedule)
     return replace(task, spec=task_spec.model_copy(update={"recipe": recipe})), seed
 
 
-def unit(cell: Run) -> tuple[str, int, float, str]:
-    """Return what cells that are trained together have in common."""
-    return cell.task, cell.seed, cell.horizon, cell.schedule
+def population_key(run: Run) -> tuple[str, int, float, str]:
+    """Return what runs that are trained together have in common."""
+    return run.task, run.seed, run.horizon, run.schedule
 
 
 def scheduled(recipe: Recipe, schedule: str) -> Recipe:
@@ -129,18 +129,18 @@ def scheduled(recipe: Recipe, schedule: str) -> Recipe:
     return recipe if schedule == "recipe" else recipe.changed({"schedule": schedule})
 
 
-def drive(recipe: Recipe, steps: int) -> list[float]:
-    """Sum of the learning rates of the first 0, 1, … ``steps`` steps."""
+def cumulative_lrs(recipe: Recipe, steps: int) -> list[float]:
+    """Return the sums of the learning rates of the first 0, 1, … ``steps`` steps."""
     sums = [0.0]
     for step in range(steps):
         sums.append(sums[-1] + recipe.lr_at(step / steps))
     return sums
 
 
-def watch_steps(task: Task, spec: BenchmarkSpec, epochs: int) -> list[int]:
-    """Steps after which accuracies are measured: ends of epochs, evenly spread.
+def evaluation_steps(task: Task, spec: BenchmarkSpec, epochs: int) -> list[int]:
+    """Return the steps after which accuracies are measured: ends of epochs, evenly spread.
 
-    As many per epoch of training however long it is.
+    Their number is proportional to the length of the training.
     """
     count = max(1, round(spec.evaluations * epochs / task.spec.recipe.epochs))
     count = min(count, epochs)
@@ -152,8 +152,8 @@ def _prepared(task: TaskSpec, seed: int, options: Options) -> Task:
     return prepare_task(task, seed=seed, root=options.root, download=options.download)
 
 
-def watched_parts(task: Task, spec: BenchmarkSpec, seed: int) -> dict[str, LabelledImages]:
-    """Return the images whose accuracy is measured, by the name of the ``Moment``'s field."""
+def evaluated_parts(task: Task, spec: BenchmarkSpec, seed: int) -> dict[str, LabelledImages]:
+    """Return the images whose accuracy is measured, by field of ``RunEvaluation``."""
     test, validation, train = task.test, task.validation, task.train
     if spec.test is not None and spec.test < len(test):
         chosen = permutation(derive_seed(seed, "test"), len(test))[: spec.test]
@@ -167,22 +167,22 @@ def watched_parts(task: Task, spec: BenchmarkSpec, seed: int) -> dict[str, Label
         parts["noisy"] = replace(validation, labels=train.labels)
     if task.clean_train_labels is not None:
         given, clean = train.labels[train.index], task.clean_train_labels[train.index]
-        wrong = train.index[given != clean][:WATCHED_WRONG]
+        wrong = train.index[given != clean][:MOST_WRONG]
         parts["memorised"] = replace(train, index=wrong)
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def _moments(
-    run: TrainingResult, also: Sequence[str], drives: Sequence[float]
-) -> tuple[Moment, ...]:
+def _evaluations(
+    result: TrainingResult, also: Sequence[str], cumulative_lr: Sequence[float]
+) -> tuple[RunEvaluation, ...]:
     absent = dict.fromkeys(("clean", "few", "noisy", "memorised"))
     return tuple(
-        Moment(
+        RunEvaluation(
             point.step,
             point.epoch,
-            drives[point.step],
+            cumulative_lr[point.step],
             point.accuracy,
             **absent | dict(zip(also, point.also, strict=True)),
         )
-        for point in run.curve
+        for point in result.curve
     )

@@ -1,4 +1,4 @@
-"""Works on a benchmark: claims cells, trains them, tells what came of them."""
+"""Work on a benchmark: claim runs, train them, store their results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_robustloss.attributes import ERROR
-from optuna_robustloss.benchmark.runs import Outcome, Run
+from optuna_robustloss.benchmark.runs import Run, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
-    cell_of,
-    claim,
+    claim_run,
     open_benchmark,
-    open_cells,
-    tell,
+    open_runs,
+    run_of,
+    store_result,
 )
-from optuna_robustloss.benchmark.trainings import Options, train_cells, unit
+from optuna_robustloss.benchmark.trainings import Options, population_key, train_runs
 from optuna_robustloss.distributed.lease import (
     LeaseMonitor,
     fail_stale_trials,
@@ -33,36 +33,36 @@ from optuna_robustloss.distributed.storage import open_storage
 
 _logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the cells that other workers are at.
+#: Seconds between two checks of the runs that other workers have claimed.
 _POLL = 1.0
 
 
-def run_cells(
+def run_benchmark(
     study: Study,
     spec: BenchmarkSpec,
-    cells: Sequence[Run],
+    runs: Sequence[Run],
     options: Options | None = None,
     *,
-    on_cell: Callable[[], None] = lambda: None,
+    on_run: Callable[[], None] = lambda: None,
 ) -> dict[Run, str]:
-    """Train until all ``cells`` are done, whoever does them; any number of workers may.
+    """Train until all ``runs`` are done, here or by other workers on the same study.
 
-    Runs of workers that are gone are done again. A method that raises an error leaves the others
-    as they are; its cell is marked, and tried again by the next call only.
+    Runs whose worker has died are claimed again. A method that raises an error does not affect the
+    others; its run carries the error and is tried again by the next call only.
 
     Args:
         study: of the benchmark.
         spec: with which it was created.
-        cells: what is to be done, in this order.
-        options: how.
-        on_cell: called whenever a cell of ours was told.
+        runs: in the order in which they are claimed.
+        options: device, data, lease and number of runs side by side.
+        on_run: called after each result that this worker stored.
 
     Returns:
-        the cells that failed here, with their errors.
+        the runs that failed here, with their errors.
 
     """
-    worker = _Worker(study, spec, options or Options(), on_cell)
-    while worker.step(cells):
+    worker = _Worker(study, spec, options or Options(), on_run)
+    while worker.step(runs):
         pass
     return worker.failed
 
@@ -72,7 +72,7 @@ class _Worker:
     study: Study
     spec: BenchmarkSpec
     options: Options
-    on_cell: Callable[[], None]
+    on_run: Callable[[], None]
     failed: dict[Run, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,11 +81,11 @@ class _Worker:
         self._keeper = lease_keeper(self.options.lease)
         self._held: dict[Run, int] = {}
 
-    def step(self, cells: Sequence[Run]) -> bool:
-        """Train some cells or wait for other workers; return whether anything is left."""
-        free, running = open_cells(self.study, cells)
-        free = [cell for cell in free if cell not in self.failed]
-        if self._reap(running):
+    def step(self, runs: Sequence[Run]) -> bool:
+        """Train some runs or wait for other workers; return whether runs are left."""
+        free, running = open_runs(self.study, runs)
+        free = [run for run in free if run not in self.failed]
+        if self._fail_stale(running):
             return True
         if not free and not running:
             return False
@@ -93,7 +93,8 @@ class _Worker:
             time.sleep(_POLL)
             return True
         try:
-            self._claim(chosen(free, [cell_of(trial) for trial in running], self.options.together))
+            busy = [run_of(trial) for trial in running]
+            self._claim(choose_runs(free, busy, self.options.together))
             if self._held:
                 self._train()
         finally:
@@ -103,92 +104,87 @@ class _Worker:
             self._held.clear()
         return True
 
-    def _reap(self, running: Sequence[FrozenTrial]) -> bool:
-        """Fail the trials whose workers are gone; return whether there were any."""
+    def _fail_stale(self, running: Sequence[FrozenTrial]) -> bool:
+        """Fail the trials of dead workers; return whether there were any."""
         return len(fail_stale_trials(self._storage, running, self._monitor)) < len(running)
 
-    def _claim(self, cells: Sequence[Run]) -> None:
-        for cell in cells:
-            trial_id = claim(self.study, self.spec, cell)
+    def _claim(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            trial_id = claim_run(self.study, self.spec, run)
             if trial_id is None:
-                return  # somebody else is at the same cells: choose again
-            self._held[cell] = trial_id
+                return  # another worker was faster: choose again
+            self._held[run] = trial_id
             self._keeper.hold(self._storage, trial_id)
 
     def _train(self) -> None:
-        """Train what is held, and tell it; trouble of the storage is raised, not a method's."""
-        cells = list(self._held)
+        """Train the claimed runs and store their results; raise errors of the storage only."""
+        runs = list(self._held)
         try:
-            found = self._outcomes(cells)
+            found = train_runs(self.spec, runs, self.options)
         except Exception as error:
-            if len(cells) == 1:
-                self._mark(cells[0], error)
+            if len(runs) == 1:
+                self._mark(runs[0], error)
                 return
         else:
-            self._tell(found)
+            self._store(found)
             return
-        for cell in cells:  # which of them is it?
+        for run in runs:  # one by one, to find which of them fails
             try:
-                found = self._outcomes([cell])
+                found = train_runs(self.spec, [run], self.options)
             except Exception as error:
-                self._mark(cell, error)
+                self._mark(run, error)
             else:
-                self._tell(found)
+                self._store(found)
 
-    def _outcomes(self, cells: Sequence[Run]) -> list[Outcome]:
-        return train_cells(self.spec, cells, self.options)
-
-    def _tell(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            trial_id = self._held[outcome.cell]
+    def _store(self, results: Sequence[RunResult]) -> None:
+        for result in results:
+            trial_id = self._held[result.run]
             try:
-                tell(self.study, trial_id, outcome)
+                store_result(self.study, trial_id, result)
             except UpdateFinishedTrialError:
-                _logger.warning(
-                    "a cell was taken over while this worker was away: %s", outcome.cell
-                )
-            self._release(outcome.cell)
-            self.on_cell()
+                _logger.warning("another worker has claimed the run since: %s", result.run)
+            self._release(result.run)
+            self.on_run()
 
-    def _release(self, cell: Run) -> None:
-        self._keeper.release(self._storage, self._held.pop(cell))
+    def _release(self, run: Run) -> None:
+        self._keeper.release(self._storage, self._held.pop(run))
 
-    def _mark(self, cell: Run, error: Exception) -> None:
-        """Fail a cell by its own fault."""
+    def _mark(self, run: Run, error: Exception) -> None:
+        """Fail a run whose training raised an error."""
         text = f"{type(error).__name__}: {error}"
-        self.failed[cell] = text
-        trial_id = self._held[cell]
+        self.failed[run] = text
+        trial_id = self._held[run]
         try:
             self._storage.set_trial_user_attr(trial_id, ERROR.key, text)
         except UpdateFinishedTrialError:
             pass
         fail_trial(self._storage, trial_id)
-        self._release(cell)
-        _logger.warning("%s on %s failed: %s", cell.method, cell.task, text)
+        self._release(run)
+        _logger.warning("%s on %s failed: %s", run.method, run.task, text)
 
 
-def chosen(free: Sequence[Run], running: Sequence[Run], count: int) -> list[Run]:
-    """Return up to ``count`` free cells to be trained together.
+def choose_runs(free: Sequence[Run], running: Sequence[Run], count: int) -> list[Run]:
+    """Return up to ``count`` free runs to be trained together.
 
-    Those of the first task and seed that nobody is at, so that workers rarely want the same.
+    They are of the first task and seed that no worker has claimed, so that workers rarely compete.
     """
-    busy = {unit(cell) for cell in running}
-    first = next((cell for cell in free if unit(cell) not in busy), free[0])
-    return [cell for cell in free if unit(cell) == unit(first)][:count]
+    busy = {population_key(run) for run in running}
+    first = next((run for run in free if population_key(run) not in busy), free[0])
+    return [run for run in free if population_key(run) == population_key(first)][:count]
 
 
 @dataclass(frozen=True)
 class BenchmarkJob:
-    """What a worker process is told; the study has its spec already."""
+    """The work of one process on the study of a benchmark, which carries its spec."""
 
     storage: str = field(repr=False)
     study_name: str
     set_up: Callable[[], None]
     """Called first, in a fresh process; makes SIGTERM raise ``KeyboardInterrupt``."""
-    cells: Sequence[Run]
+    runs: Sequence[Run]
     options: Options
 
     def run(self) -> None:
         """Work on the benchmark in this process."""
         study, spec = open_benchmark(open_storage(self.storage), self.study_name)
-        run_cells(study, spec, self.cells, self.options)
+        run_benchmark(study, spec, self.runs, self.options)

@@ -78,17 +78,17 @@ def benchmark(
         name = study_name or bench.name
         url = storage or default_storage(name)
         scales = bench.scales if tuned else (1.0,)
-        cells = bench.cells(scales=scales, horizons=horizon, schedules=schedule, only=only)
+        runs = bench.runs(scales=scales, horizons=horizon, schedules=schedule, only=only)
         options = Options(together, lease, device, root, download)
         if not report_only:
-            check_data(bench, cells, options)  # what is missing shows before a study is made
+            check_data(bench, runs, options)  # what is missing shows before a study is made
         study = create_benchmark(bench, open_storage(url, create=not report_only), name)
         print_line(f"benchmark {name!r} in {mask_password(url)}")
         failed = False
         if not report_only:
-            BenchmarkRun(workers or 1, threads, options).run(study, bench, cells, url)
-            failed = print_failures(study, cells)
-        report(study, bench, cells, out)
+            BenchmarkRun(workers or 1, threads, options).run(study, bench, runs, url)
+            failed = print_failures(study, runs)
+        report(study, bench, runs, out)
         print_line(f"report: {out / 'table.md'}")
         if failed:
             raise typer.Exit(1)

@@ -16,9 +16,9 @@ from optuna_robustloss.benchmark.methods import check_method, loss_shapes_of
 from optuna_robustloss.benchmark.regimes import measure
 from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
-from optuna_robustloss.benchmark.study import done, failures, outcomes
+from optuna_robustloss.benchmark.study import count_done, failed_runs, stored_results
 from optuna_robustloss.benchmark.trainings import Options, trained_networks
-from optuna_robustloss.benchmark.worker import BenchmarkJob, run_cells
+from optuna_robustloss.benchmark.worker import BenchmarkJob, run_benchmark
 from optuna_robustloss.cli.console import console, print_line, set_up_process
 from optuna_robustloss.cli.progress import bar
 from optuna_robustloss.distributed.processes import run_processes
@@ -43,30 +43,30 @@ class BenchmarkRun:
     threads: int
     options: Options
 
-    def run(self, study: Study, spec: BenchmarkSpec, cells: Sequence[Run], storage: str) -> None:
-        """Train what is missing of ``cells``; Ctrl-C ends the command cleanly, with code 130."""
+    def run(self, study: Study, spec: BenchmarkSpec, runs: Sequence[Run], storage: str) -> None:
+        """Train what is missing of ``runs``; Ctrl-C ends the command cleanly, with code 130."""
         try:
             with bar(console) as progress:
                 task = progress.add_task(
-                    "benchmark", total=len(cells), completed=done(study, cells), note=""
+                    "benchmark", total=len(runs), completed=count_done(study, runs), note=""
                 )
 
                 def refresh() -> None:
-                    progress.update(task, completed=done(study, cells))
+                    progress.update(task, completed=count_done(study, runs))
 
                 if self.workers == 1:
-                    run_cells(study, spec, cells, self.options, on_cell=refresh)
-                elif done(study, cells) < len(cells):
-                    self._run_processes(study, cells, storage, refresh)
+                    run_benchmark(study, spec, runs, self.options, on_run=refresh)
+                elif count_done(study, runs) < len(runs):
+                    self._run_processes(study, runs, storage, refresh)
         except KeyboardInterrupt:
             console.print(
-                f"stopped: {done(study, cells)} of {len(cells)} trainings are done and kept; the "
-                "same command goes on from there"
+                f"stopped: {count_done(study, runs)} of {len(runs)} trainings are done and kept; "
+                "the same command goes on from there"
             )
             raise typer.Exit(130) from None
 
     def _run_processes(
-        self, study: Study, cells: Sequence[Run], storage: str, refresh: Callable[[], None]
+        self, study: Study, runs: Sequence[Run], storage: str, refresh: Callable[[], None]
     ) -> None:
         if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
             raise ValueError("a database in memory cannot be shared: leave out --workers")
@@ -75,7 +75,7 @@ class BenchmarkRun:
                 storage,
                 study.study_name,
                 partial(set_up_process, self.threads),
-                cells,
+                runs,
                 replace(self.options, device=device),
             )
             for device in devices_each(self.options.device, self.workers)
@@ -83,28 +83,28 @@ class BenchmarkRun:
         run_processes(study, jobs, on_poll=refresh)
 
 
-def print_failures(study: Study, cells: Sequence[Run]) -> bool:
+def print_failures(study: Study, runs: Sequence[Run]) -> bool:
     """Print which trainings failed, and why; return whether any did."""
-    missing = len(cells) - done(study, cells)
+    missing = len(runs) - count_done(study, runs)
     if not missing:
         return False
     why = "".join(
-        f"\n{cell.method} on {cell.task}, seed {cell.seed}, scale {cell.scale:g}: {text}"
-        for cell, text in list(failures(study, cells).items())[:_SHOWN]
+        f"\n{run.method} on {run.task}, seed {run.seed}, scale {run.scale:g}: {text}"
+        for run, text in list(failed_runs(study, runs).items())[:_SHOWN]
     )
-    print_line(f"{missing} of {len(cells)} trainings failed; the same command tries again{why}")
+    print_line(f"{missing} of {len(runs)} trainings failed; the same command tries again{why}")
     return True
 
 
-def report(study: Study, spec: BenchmarkSpec, cells: Sequence[Run], out: Path) -> None:
-    """Write tables, ranks and figures of all that is done on the tasks of ``cells`` to ``out``.
+def report(study: Study, spec: BenchmarkSpec, runs: Sequence[Run], out: Path) -> None:
+    """Write tables, ranks and figures of all that is done on the tasks of ``runs`` to ``out``.
 
     Raises:
         ValueError: nothing is done yet.
 
     """
-    tasks = {cell.task for cell in cells}
-    found = [outcome for outcome in outcomes(study) if outcome.cell.task in tasks]
+    tasks = {run.task for run in runs}
+    found = [result for result in stored_results(study) if result.run.task in tasks]
     classes = 10
     write_report(
         out,
@@ -112,7 +112,7 @@ def report(study: Study, spec: BenchmarkSpec, cells: Sequence[Run], out: Path) -
         measure(spec, found),
         reference="ce" if "ce" in spec.methods else spec.methods[0],
         facts=facts(spec),
-        cells=cells,
+        runs=runs,
         rates=noise_rates(spec),
         criteria=loss_shapes_of(spec.methods, classes),
         num_classes=classes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from optuna_robustloss.benchmark.runs import Measured, Pick
-from optuna_robustloss.report.paired_differences import Versus, versus
+from optuna_robustloss.report.paired_differences import PairedDifference, versus
 from optuna_robustloss.report.published import Published, published
 from optuna_robustloss.report.statistics import Ranking, mean_scores, methods_with_most, rank
 from optuna_robustloss.report.styles import in_order
@@ -53,7 +53,7 @@ class Standing:
     ranking: Ranking
     averages: Mapping[str, float]
     """Method → mean accuracy over these tasks, in [0, 1]."""
-    versus: tuple[Versus, ...]
+    versus: tuple[PairedDifference, ...]
     """Against the reference method; empty if that is not among the ranked ones."""
 
 

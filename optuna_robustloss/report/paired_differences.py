@@ -14,7 +14,7 @@ TIE = 0.005
 
 
 @dataclass(frozen=True)
-class Versus:
+class PairedDifference:
     """How a method does against the reference; differences are of accuracies in [0, 1]."""
 
     method: str
@@ -38,7 +38,7 @@ def versus(
     level: float = 0.95,
     resamples: int = 9999,
     seed: int = 0,
-) -> tuple[Versus, ...]:
+) -> tuple[PairedDifference, ...]:
     """Compare every other method with the reference.
 
     Differences are paired: by seed within a task, and averaged there. The intervals are percentile
@@ -72,7 +72,7 @@ def versus(
         wins, losses = int((differences >= tie).sum()), int((differences <= -tie).sum())
         ties = len(differences) - wins - losses
         mean = float(differences.mean())
-        rows.append(Versus(method, reference, wins, ties, losses, mean, low, high, level))
+        rows.append(PairedDifference(method, reference, wins, ties, losses, mean, low, high, level))
     return tuple(rows)
 
 

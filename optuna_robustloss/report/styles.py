@@ -62,9 +62,9 @@ def display_name(method: str) -> str:
     ('NCE + RCE', 'ar_sym80', 'CE, then MAE at 1.26 steps × lr')
 
     """
-    base, at, drive = method.partition("@")
+    base, at, switch = method.partition("@")
     if at and "-then-" in base and base in _DISPLAY:
-        return f"{_DISPLAY[base]} at {drive} steps × lr"
+        return f"{_DISPLAY[base]} at {switch} steps × lr"
     return _DISPLAY.get(method, method)
 
 

@@ -14,7 +14,7 @@ from optuna_robustloss.report.markup import (
     title,
     to_markdown,
 )
-from optuna_robustloss.report.paired_differences import TIE, Versus
+from optuna_robustloss.report.paired_differences import TIE, PairedDifference
 from optuna_robustloss.report.styles import display_name
 
 
@@ -83,7 +83,7 @@ def _ranks(standing: Standing) -> Iterator[str]:
     yield ""
 
 
-def _against(row: Versus | None) -> tuple[str, str]:
+def _against(row: PairedDifference | None) -> tuple[str, str]:
     if row is None:
         return NOTHING, NOTHING
     difference = f"{100 * row.difference:+.1f}"

@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from optuna_robustloss.benchmark.runs import Measured, Outcome, Run
+from optuna_robustloss.benchmark.runs import Measured, Run, RunResult
 from optuna_robustloss.report.comparison import PICKS, Comparison, Conditions, comparisons
 from optuna_robustloss.report.drafts import write_text
-from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
 from optuna_robustloss.report.figures.curves import learning_curves
 from optuna_robustloss.report.figures.losses import loss_shapes
 from optuna_robustloss.report.figures.noise import accuracy_against_noise
@@ -38,12 +38,12 @@ th, td {{ padding: .3em .8em; text-align: left; border-bottom: 1px solid #ccc; }
 
 def write_report(
     out: Path,
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     measured: Sequence[Measured],
     *,
     reference: str = "ce",
     facts: Mapping[str, str] | None = None,
-    cells: Sequence[Run] = (),
+    runs: Sequence[Run] = (),
     rates: Mapping[str, tuple[str, float]] | None = None,
     criteria: Mapping[str, nn.Module] | None = None,
     num_classes: int = 2,
@@ -55,11 +55,11 @@ def write_report(
 
     Args:
         out: folder; made if it does not exist. Figures go to ``figures`` in it.
-        outcomes: for learning curves and accuracy against drive.
+        results: for learning curves and accuracy against cumulative learning rate.
         measured: for tables and ranks.
         reference: method that the others are compared with.
         facts: name → text, printed above the tables: sizes, versions, hardware.
-        cells: all trainings that the benchmark is to have, so that those to come are counted.
+        runs: all trainings that the benchmark is to have, so that those to come are counted.
         rates: task → (group, noise rate), for ``accuracy_against_noise``; without it, no figure.
         criteria: method → criterion, for ``loss_shapes``; without it, no figure.
         num_classes: of the criteria.
@@ -73,7 +73,7 @@ def write_report(
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     compared = comparisons(measured, reference)
-    told = {**(facts or {}), **_state(outcomes, cells)}
+    told = {**(facts or {}), **_state(results, runs)}
     write_text(out / "measured.csv", _csv([vars(one) for one in measured]))
     write_text(out / "table.csv", to_csv(compared))
     write_text(out / "ranks.csv", _csv([row for one in compared for row in _rank_rows(one)]))
@@ -83,21 +83,21 @@ def write_report(
     tables = "\n".join(map(to_html, compared))
     page = _PAGE.format(facts=f"<ul>{listed}</ul>" if listed else "", tables=tables)
     write_text(out / "table.html", page)
-    drawn = [one.method for one in measured] + [o.cell.method for o in outcomes]
+    drawn = [one.method for one in measured] + [o.run.method for o in results]
     looks = styles([*drawn, *(criteria or ())])
-    for name, figure in _figures(outcomes, measured, compared, rates or {}, looks):
+    for name, figure in _figures(results, measured, compared, rates or {}, looks):
         write_html(figure, figures / f"{name}.html")
     if criteria:
         write_html(loss_shapes(criteria, num_classes, looks), figures / "loss-shapes.html")
 
 
-def _state(outcomes: Sequence[Outcome], cells: Sequence[Run]) -> dict[str, str]:
+def _state(results: Sequence[RunResult], runs: Sequence[Run]) -> dict[str, str]:
     """Say how many trainings are missing and how many diverged, where there are any."""
     state = {}
-    if left := set(cells) - {outcome.cell for outcome in outcomes}:
-        state["missing"] = f"{len(left)} of {len(set(cells))} trainings"
-    if diverged := sum(outcome.diverged for outcome in outcomes):
-        state["diverged"] = f"{diverged} of {len(outcomes)} trainings"
+    if left := set(runs) - {result.run for result in results}:
+        state["missing"] = f"{len(left)} of {len(set(runs))} trainings"
+    if diverged := sum(result.diverged for result in results):
+        state["diverged"] = f"{diverged} of {len(results)} trainings"
     return state
 
 
@@ -133,7 +133,7 @@ def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
 
 
 def _figures(
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     measured: Sequence[Measured],
     compared: Sequence[Comparison],
     rates: Mapping[str, tuple[str, float]],
@@ -160,21 +160,21 @@ def _figures(
                         mine, rates, pick=pick, title=heading, method_styles=looks
                     ),
                 )
-    tasks = tuple(dict.fromkeys(o.cell.task for o in outcomes if o.curve))
+    tasks = tuple(dict.fromkeys(o.run.task for o in results if o.curve))
     for task in tasks:
-        if any(_as_published(o.cell) and o.cell.task == task and o.curve for o in outcomes):
-            yield slug(f"curves {task}"), learning_curves(outcomes, task, method_styles=looks)
+        if any(_as_published(o.run) and o.run.task == task and o.curve for o in results):
+            yield slug(f"curves {task}"), learning_curves(results, task, method_styles=looks)
     means = (None,) if len(tasks) > 1 else ()
     for drawn in (*tasks, *means):
         try:
-            figure = accuracy_against_drive(outcomes, drawn, method_styles=looks)
+            figure = accuracy_against_cumulative_lr(results, drawn, method_styles=looks)
         except ValueError:
             continue  # no method has all seeds, or tasks, yet
-        yield slug(f"drive {drawn or 'mean'}"), figure
+        yield slug(f"cumulative lr {drawn or 'mean'}"), figure
 
 
-def _as_published(cell: Run) -> bool:
-    return (cell.scale, cell.horizon, cell.schedule) == (1.0, 1.0, "recipe")
+def _as_published(run: Run) -> bool:
+    return (run.scale, run.horizon, run.schedule) == (1.0, 1.0, "recipe")
 
 
 def slug(text: str) -> str:

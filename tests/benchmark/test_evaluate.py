@@ -86,7 +86,7 @@ def test_a_scale_may_be_chosen_on_noisy_labels():
 
 
 def test_tuning_needs_validation_images_and_says_so_before_any_training(monkeypatch):
-    monkeypatch.setattr(worker_module, "train_cells", None)
+    monkeypatch.setattr(worker_module, "train_runs", None)
     task = TASK.model_copy(update={"validation": 0})
     with pytest.raises(ValueError, match="needs validation images: set the task's 'validation'"):
         evaluated("ce", "gce*best", task=task)
@@ -105,14 +105,14 @@ def test_every_finished_training_is_counted():
 
 
 def test_a_loss_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):
-    usual = worker_module.train_cells
+    usual = worker_module.train_runs
 
     def train(spec, runs, options):
         if any(run.method == "gce" for run in runs):
             raise RuntimeError("no such kernel")
         return usual(spec, runs, options)
 
-    monkeypatch.setattr(worker_module, "train_cells", train)
+    monkeypatch.setattr(worker_module, "train_runs", train)
     assert [result.label for result in evaluated("ce", "gce")] == ["ce"]
     assert "gce is left out: it has 0 of 2 seeds" in caplog.text
     with pytest.raises(ValueError, match="every training failed: RuntimeError: no such kernel"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from optuna_robustloss.benchmark.regimes import best_moment, measure
-from optuna_robustloss.benchmark.runs import Moment, Outcome, Run
+from optuna_robustloss.benchmark.regimes import best_evaluation, measure
+from optuna_robustloss.benchmark.runs import Run, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
 SPEC = BenchmarkSpec.from_values(
@@ -27,17 +27,17 @@ SPEC = BenchmarkSpec.from_values(
 CLEAN, LOW, HIGH = (task.label for task in SPEC.task_specs)
 
 
-def outcome(method, task, scale, *moments):
+def result(method, task, scale, *moments):
     """Moments are (test, clean, few, noisy)."""
     curve = [
-        Moment(10 * i, float(i), 0.1 * i, *m, memorised=None)
+        RunEvaluation(10 * i, float(i), 0.1 * i, *m, memorised=None)
         for i, m in enumerate(moments, start=1)
     ]
-    return Outcome(Run(method, task, 0, scale), tuple(curve))
+    return RunResult(Run(method, task, 0, scale), tuple(curve))
 
 
 def flat(method, task, scale, test, clean=None):
-    return outcome(method, task, scale, (test, test if clean is None else clean, 0.5, 0.5))
+    return result(method, task, scale, (test, test if clean is None else clean, 0.5, 0.5))
 
 
 def read(measured, regime, pick="last"):
@@ -49,14 +49,14 @@ def read(measured, regime, pick="last"):
 
 
 def test_native_is_the_last_epoch_at_scale_one():
-    found = measure(SPEC, [outcome("gce", LOW, 1.0, (0.9, 0.9, 0.9, 0.9), (0.6, 0.5, 0.5, 0.9))])
+    found = measure(SPEC, [result("gce", LOW, 1.0, (0.9, 0.9, 0.9, 0.9), (0.6, 0.5, 0.5, 0.9))])
     assert read(found, "native") == {("gce", LOW): (0.6, 1.0, 2.0)}
     assert read(found, "native", "best") == {("gce", LOW): (0.9, 1.0, 1.0)}
     assert {m.regime for m in found} == {"native"}
 
 
 def test_cross_entropy_that_is_stopped_is_a_method_of_its_own():
-    found = measure(SPEC, [outcome("ce", LOW, 1.0, (0.9, 0.9, 0.1, 0.3), (0.6, 0.5, 0.9, 0.4))])
+    found = measure(SPEC, [result("ce", LOW, 1.0, (0.9, 0.9, 0.1, 0.3), (0.6, 0.5, 0.9, 0.4))])
     native = read(found, "native")
     assert native["ce-stopped-clean", LOW] == (0.9, 1.0, 1.0)
     assert native["ce-stopped-noisy", LOW] == (0.6, 1.0, 2.0)
@@ -67,8 +67,8 @@ def test_scale_and_epoch_are_chosen_on_the_labels_of_the_regime():
     found = measure(
         SPEC,
         [
-            outcome("gce", LOW, 0.1, (0.1, 0.8, 0.2, 0.2), (0.2, 0.3, 0.4, 0.1)),
-            outcome("gce", LOW, 1.0, (0.3, 0.1, 0.9, 0.3), (0.4, 0.4, 0.3, 0.2)),
+            result("gce", LOW, 0.1, (0.1, 0.8, 0.2, 0.2), (0.2, 0.3, 0.4, 0.1)),
+            result("gce", LOW, 1.0, (0.3, 0.1, 0.9, 0.3), (0.4, 0.4, 0.3, 0.2)),
         ],
     )
     assert read(found, "clean 100") == {("gce", LOW): (0.4, 1.0, 2.0)}
@@ -94,7 +94,7 @@ def test_a_blind_scale_is_chosen_on_the_other_tasks_only():
     assert found["gce", LOW] == (0.6, 1.0, 1.0)  # .55 against .6
 
 
-def test_tasks_that_nobody_was_tuned_on_do_not_matter_to_a_blind_choice():
+def test_tasks_without_a_tuned_method_do_not_change_a_blind_choice():
     trainings = [
         flat(method, task, scale, scale)
         for method in ("ce", "gce")
@@ -123,9 +123,9 @@ def test_a_method_without_all_scales_is_in_no_tuned_regime():
 
 
 def test_horizons_and_schedules_are_not_mixed():
-    longer = Outcome(
+    longer = RunResult(
         Run("gce", LOW, 0, 1.0, horizon=3.0, schedule="cosine"),
-        (Moment(30, 3.0, 0.3, 0.7, 0.7, 0.7, 0.7, None),),
+        (RunEvaluation(30, 3.0, 0.3, 0.7, 0.7, 0.7, 0.7, None),),
     )
     found = measure(SPEC, [flat("gce", LOW, 1.0, 0.5), longer])
     natives = [m for m in found if m.pick == "last"]
@@ -136,7 +136,7 @@ def test_horizons_and_schedules_are_not_mixed():
 
 
 def test_without_noisy_labels_there_is_no_such_regime():
-    trainings = [outcome("ce", LOW, s, (0.5, 0.5, 0.5, None)) for s in (0.1, 1.0)]
+    trainings = [result("ce", LOW, s, (0.5, 0.5, 0.5, None)) for s in (0.1, 1.0)]
     found = measure(SPEC, trainings)
     assert not [m for m in found if m.regime.startswith("noisy")]
     assert {m.method for m in found} == {"ce", "ce-stopped-clean"}
@@ -144,5 +144,5 @@ def test_without_noisy_labels_there_is_no_such_regime():
 
 @pytest.mark.parametrize(("values", "step"), [((0.1, 0.3, 0.3), 20), ((0.5, 0.3, 0.4), 10)])
 def test_the_first_of_equal_moments_is_the_best(values, step):
-    curve = outcome("ce", LOW, 1.0, *[(0.0, v, v, v) for v in values]).curve
-    assert best_moment(curve, "clean").step == step
+    curve = result("ce", LOW, 1.0, *[(0.0, v, v, v) for v in values]).curve
+    assert best_evaluation(curve, "clean").step == step

@@ -29,7 +29,7 @@ def spec(**changes):
 def test_shipped_benchmarks_load(name):
     shipped = BenchmarkSpec.from_yaml(STUDIES / f"{name}.yaml")
     assert shipped.name == name
-    assert len(shipped.cells()) == len(shipped.methods) * len(shipped.task_specs) * shipped.seeds
+    assert len(shipped.runs()) == len(shipped.methods) * len(shipped.task_specs) * shipped.seeds
 
 
 def test_the_small_benchmark_has_every_method_and_every_kind_of_task():
@@ -41,9 +41,9 @@ def test_the_small_benchmark_has_every_method_and_every_kind_of_task():
     assert {"ce", "forward", "jocor", "elr", "sce-then-confirm", "ar_sym80"} <= set(small.methods)
 
 
-def test_cells_come_seed_after_seed_so_that_an_early_table_has_all_tasks():
-    cells = spec().cells()
-    assert [(c.seed, c.task.split("/")[2], c.method) for c in cells[:5]] == [
+def test_runs_come_seed_after_seed_so_that_an_early_table_has_all_tasks():
+    runs = spec().runs()
+    assert [(c.seed, c.task.split("/")[2], c.method) for c in runs[:5]] == [
         (0, "symmetric 40 %", "ce"),
         (0, "symmetric 40 %", "gce"),
         (0, "clean", "ce"),
@@ -53,12 +53,12 @@ def test_cells_come_seed_after_seed_so_that_an_early_table_has_all_tasks():
 
 
 def test_a_pass_takes_scales_horizons_schedules_and_tasks():
-    cells = spec().cells(scales=[1, 0.1], horizons=[3], schedules=["cosine"], only=["clean"])
-    assert {(c.scale, c.horizon, c.schedule) for c in cells} == {
+    runs = spec().runs(scales=[1, 0.1], horizons=[3], schedules=["cosine"], only=["clean"])
+    assert {(c.scale, c.horizon, c.schedule) for c in runs} == {
         (1.0, 3.0, "cosine"),
         (0.1, 3.0, "cosine"),
     }
-    assert {c.task for c in cells} == {"digits/mlp2/clean"}
+    assert {c.task for c in runs} == {"digits/mlp2/clean"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_pass_takes_scales_horizons_schedules_and_tasks():
 )
 def test_a_pass_that_the_spec_does_not_have_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        spec().cells(**options)
+        spec().runs(**options)
 
 
 @pytest.mark.parametrize(

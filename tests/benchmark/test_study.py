@@ -1,4 +1,4 @@
-"""A benchmark as a study: every cell once, whoever works on it, however they end."""
+"""A benchmark as a study: every run once, with any workers, however they end."""
 
 import threading
 from collections import Counter
@@ -16,17 +16,17 @@ from optuna_robustloss.benchmark.regimes import measure
 from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
-    cell_of,
-    claim,
+    claim_run,
+    count_done,
     create_benchmark,
-    done,
     open_benchmark,
-    open_cells,
-    outcomes,
-    tell,
+    open_runs,
+    run_of,
+    store_result,
+    stored_results,
 )
-from optuna_robustloss.benchmark.trainings import Options, arranged, train_cells
-from optuna_robustloss.benchmark.worker import chosen, run_cells
+from optuna_robustloss.benchmark.trainings import Options, prepare_run, train_runs
+from optuna_robustloss.benchmark.worker import choose_runs, run_benchmark
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import open_study
 
@@ -43,7 +43,7 @@ VALUES = {
     "seeds": 2,
 }
 SPEC = BenchmarkSpec.from_values(VALUES, "tiny.yaml")
-CELLS = SPEC.cells()
+RUNS = SPEC.runs()
 clothing = test_clothing1m.root  # a fixture
 
 
@@ -59,66 +59,66 @@ def study(url):
 
 def complete(study):
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return Counter(cell_of(trial) for trial in trials)
+    return Counter(run_of(trial) for trial in trials)
 
 
-def each_once(study, cells=CELLS):
-    assert complete(study) == Counter(cells)
+def each_once(study, runs=RUNS):
+    assert complete(study) == Counter(runs)
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
-def test_every_cell_is_trained_once_and_read_back(study):
-    told = []
-    assert run_cells(study, SPEC, CELLS, on_cell=lambda: told.append(done(study, CELLS))) == {}
+def test_every_run_is_trained_once_and_read_back(study):
+    counts = []
+    failed = run_benchmark(study, SPEC, RUNS, on_run=lambda: counts.append(count_done(study, RUNS)))
+    assert failed == {}
     each_once(study)
-    assert told == list(range(1, len(CELLS) + 1))
-    for outcome in outcomes(study):
-        assert [m.step for m in outcome.curve] == [2, 4]
-        assert outcome.curve[-1].drive == pytest.approx(4 * 0.01)
-        last = outcome.curve[-1]
+    assert counts == list(range(1, len(RUNS) + 1))
+    for result in stored_results(study):
+        assert [m.step for m in result.curve] == [2, 4]
+        assert result.curve[-1].cumulative_lr == pytest.approx(4 * 0.01)
+        last = result.curve[-1]
         values = (last.test, last.clean, last.few, last.noisy)
         assert all(0 <= value <= 1 for value in values)
-        assert (last.memorised is None) == ("clean" in outcome.cell.task)
+        assert (last.memorised is None) == ("clean" in result.run.task)
         assert last.test * 80 == pytest.approx(round(last.test * 80))  # of 80 images
-    (trial,) = [t for t in study.trials if cell_of(t) == CELLS[0]]
+    (trial,) = [t for t in study.trials if run_of(t) == RUNS[0]]
     assert trial.value == trial.user_attrs["curve"][-1][3]
-    assert run_cells(study, SPEC, CELLS) == {}
-    assert len(study.trials) == len(CELLS)
+    assert run_benchmark(study, SPEC, RUNS) == {}
+    assert len(study.trials) == len(RUNS)
 
 
-def test_company_changes_nothing():
-    """So that it does not matter who has claimed what."""
-    together = train_cells(SPEC, CELLS[:3])
-    alone = [train_cells(SPEC, [cell])[0] for cell in CELLS[:3]]
+def test_a_result_does_not_depend_on_the_runs_beside_it():
+    together = train_runs(SPEC, RUNS[:3])
+    alone = [train_runs(SPEC, [run])[0] for run in RUNS[:3]]
     assert [o.curve for o in together] == [o.curve for o in alone]
 
 
 def test_seeds_tasks_and_methods_differ_and_repeat():
-    def last(cell):
-        return train_cells(SPEC, [cell])[0].curve[-1]
+    def last(run):
+        return train_runs(SPEC, [run])[0].curve[-1]
 
-    cell = CELLS[0]
-    assert last(cell) == last(cell)
-    others = [Run(**{**vars(cell), **c}) for c in ({"seed": 1}, {"method": "mae"}, {"scale": 2.0})]
-    assert len({last(c) for c in (cell, *others)}) == 4
+    run = RUNS[0]
+    assert last(run) == last(run)
+    others = [Run(**{**vars(run), **c}) for c in ({"seed": 1}, {"method": "mae"}, {"scale": 2.0})]
+    assert len({last(c) for c in (run, *others)}) == 4
 
 
-def test_cells_of_two_tasks_are_not_trained_together():
+def test_runs_of_two_tasks_are_not_trained_together():
     with pytest.raises(ValueError, match="share task, seed, horizon and schedule"):
-        train_cells(SPEC, [CELLS[0], CELLS[-1]])
+        train_runs(SPEC, [RUNS[0], RUNS[-1]])
 
 
 def test_a_longer_horizon_and_another_schedule():
-    cells = SPEC.cells(horizons=[3], schedules=["cosine"])[:1]
-    (outcome,) = train_cells(SPEC, cells)
-    assert [m.epoch for m in outcome.curve] == [1, 2, 3, 4, 5, 6]
-    drives = [m.drive for m in outcome.curve]
-    assert drives[-1] == pytest.approx(0.01 * (12 + 1) / 2)  # a cosine's mean, first step whole
-    assert drives[0] > drives[-1] - drives[-2]
+    runs = SPEC.runs(horizons=[3], schedules=["cosine"])[:1]
+    (result,) = train_runs(SPEC, runs)
+    assert [m.epoch for m in result.curve] == [1, 2, 3, 4, 5, 6]
+    sums = [m.cumulative_lr for m in result.curve]
+    assert sums[-1] == pytest.approx(0.01 * (12 + 1) / 2)  # a cosine's mean, first step whole
+    assert sums[0] > sums[-1] - sums[-2]
 
 
 def test_a_switch_at_steps_times_lr_is_the_same_step_at_every_horizon():
-    (task, _) = arranged(SPEC, CELLS[0], Options())
+    (task, _) = prepare_run(SPEC, RUNS[0], Options())
     usual, longer = (
         make_criterion("ce-then-mae@0.02", task, 0.5, epochs=epochs).criterion for epochs in (3, 6)
     )
@@ -132,24 +132,24 @@ def test_a_switch_at_steps_times_lr_is_the_same_step_at_every_horizon():
 
 
 def test_of_two_claims_the_first_counts(study):
-    first = claim(study, SPEC, CELLS[0])
+    first = claim_run(study, SPEC, RUNS[0])
     assert first is not None
-    assert claim(study, SPEC, CELLS[0]) is None
-    assert claim(study, SPEC, CELLS[1]) is not None
-    free, running = open_cells(study, CELLS)
-    assert free == CELLS[2:]
-    assert [cell_of(t) for t in running] == CELLS[:2]
+    assert claim_run(study, SPEC, RUNS[0]) is None
+    assert claim_run(study, SPEC, RUNS[1]) is not None
+    free, running = open_runs(study, RUNS)
+    assert free == RUNS[2:]
+    assert [run_of(t) for t in running] == RUNS[:2]
     study._storage.set_trial_state_values(first, TrialState.FAIL)
-    assert claim(study, SPEC, CELLS[0]) is not None
+    assert claim_run(study, SPEC, RUNS[0]) is not None
 
 
-def test_many_that_claim_at_once_get_each_cell_once(url, study):
+def test_many_that_claim_at_once_get_each_run_once(url, study):
     won = []
 
     def race():
         mine, _ = open_benchmark(open_storage(url), "tiny")
         barrier.wait()
-        won.extend(cell for cell in CELLS[:4] if claim(mine, SPEC, cell) is not None)
+        won.extend(run for run in RUNS[:4] if claim_run(mine, SPEC, run) is not None)
 
     barrier = threading.Barrier(4)
     threads = [threading.Thread(target=race) for _ in range(4)]
@@ -157,87 +157,87 @@ def test_many_that_claim_at_once_get_each_cell_once(url, study):
         thread.start()
     for thread in threads:
         thread.join()
-    assert Counter(won) == Counter(CELLS[:4])
+    assert Counter(won) == Counter(RUNS[:4])
 
 
-def test_workers_choose_tasks_that_nobody_is_at():
-    assert chosen(CELLS, [], 2) == CELLS[:2]
-    assert chosen(CELLS, [], 8) == CELLS[:3]  # one task and seed
-    assert chosen(CELLS[1:], CELLS[:1], 8) == CELLS[3:6]
-    everywhere = [cell for cell in CELLS if cell.method == "ce"]
-    rest = [cell for cell in CELLS if cell.method != "ce"]
-    assert chosen(rest, everywhere, 8) == CELLS[1:3]
+def test_workers_choose_tasks_that_no_worker_has_claimed():
+    assert choose_runs(RUNS, [], 2) == RUNS[:2]
+    assert choose_runs(RUNS, [], 8) == RUNS[:3]  # one task and seed
+    assert choose_runs(RUNS[1:], RUNS[:1], 8) == RUNS[3:6]
+    everywhere = [run for run in RUNS if run.method == "ce"]
+    rest = [run for run in RUNS if run.method != "ce"]
+    assert choose_runs(rest, everywhere, 8) == RUNS[1:3]
 
 
 def test_a_method_that_fails_leaves_the_others_and_is_tried_again(study, monkeypatch):
-    usual = worker_module.train_cells
+    usual = worker_module.train_runs
 
-    def fails(spec, cells, options):
-        if any(cell.method == "mae" for cell in cells):
+    def fails(spec, runs, options):
+        if any(run.method == "mae" for run in runs):
             raise RuntimeError("no such kernel")
-        return usual(spec, cells, options)
+        return usual(spec, runs, options)
 
-    monkeypatch.setattr(worker_module, "train_cells", fails)
-    failed = run_cells(study, SPEC, CELLS)
+    monkeypatch.setattr(worker_module, "train_runs", fails)
+    failed = run_benchmark(study, SPEC, RUNS)
     assert set(failed.values()) == {"RuntimeError: no such kernel"}
-    assert {cell.method for cell in failed} == {"mae"}
+    assert {run.method for run in failed} == {"mae"}
     assert len(failed) == 4
-    assert done(study, CELLS) == 8
+    assert count_done(study, RUNS) == 8
     marked = [t for t in study.trials if "error" in t.user_attrs]
     assert {t.state for t in marked} == {TrialState.FAIL}
-    monkeypatch.setattr(worker_module, "train_cells", usual)
-    assert run_cells(study, SPEC, CELLS) == {}
+    monkeypatch.setattr(worker_module, "train_runs", usual)
+    assert run_benchmark(study, SPEC, RUNS) == {}
     each_once(study)
 
 
-def test_trouble_of_the_database_is_no_methods_fault(study, monkeypatch):
+def test_an_error_of_the_database_is_raised_and_no_method_is_marked(study, monkeypatch):
     def away(*_):
         raise StorageInternalError("the database is away")
 
-    monkeypatch.setattr(worker_module, "tell", away)
+    monkeypatch.setattr(worker_module, "store_result", away)
     with pytest.raises(StorageInternalError):
-        run_cells(study, SPEC, CELLS)
+        run_benchmark(study, SPEC, RUNS)
     assert {t.state for t in study.trials} == {TrialState.FAIL}
     assert not any("error" in t.user_attrs for t in study.trials)
 
 
-def test_an_interruption_gives_the_claimed_cells_back(study, monkeypatch):
+def test_an_interruption_gives_the_claimed_runs_back(study, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker_module, "train_cells", interrupted)
+    monkeypatch.setattr(worker_module, "train_runs", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(study, SPEC, CELLS)
+        run_benchmark(study, SPEC, RUNS)
     assert {t.state for t in study.trials} == {TrialState.FAIL}
 
 
-def test_a_result_that_comes_too_late_is_dropped(study, monkeypatch, caplog):
-    usual = worker_module.train_cells
+def test_a_result_whose_run_was_claimed_again_is_dropped(study, monkeypatch, caplog):
+    usual = worker_module.train_runs
 
-    def slow(spec, cells, options):
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):  # somebody takes them over
+    def slow(spec, runs, options):
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):  # as another worker would
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        monkeypatch.setattr(worker_module, "train_cells", usual)
-        return usual(spec, cells, options)
+        monkeypatch.setattr(worker_module, "train_runs", usual)
+        return usual(spec, runs, options)
 
-    monkeypatch.setattr(worker_module, "train_cells", slow)
-    assert run_cells(study, SPEC, CELLS[:3]) == {}
-    each_once(study, CELLS[:3])
-    assert "taken over" in caplog.text
+    monkeypatch.setattr(worker_module, "train_runs", slow)
+    assert run_benchmark(study, SPEC, RUNS[:3]) == {}
+    each_once(study, RUNS[:3])
+    assert "another worker has claimed the run since" in caplog.text
 
 
-def test_a_diverged_training_is_told_as_such(study):
+def test_a_diverged_training_is_stored_as_diverged(study):
     wild = BenchmarkSpec.from_values(
         VALUES | {"recipe": {"epochs": 2, "batch_size": 50, "lr": 1e30}}, "x"
     )
-    (outcome,) = train_cells(wild, CELLS[:1])
-    assert outcome.diverged
-    trial_id = claim(study, SPEC, CELLS[0])
-    tell(study, trial_id, outcome)
-    assert outcomes(study) == [outcome]
+    (result,) = train_runs(wild, RUNS[:1])
+    assert result.diverged
+    trial_id = claim_run(study, SPEC, RUNS[0])
+    store_result(study, trial_id, result)
+    assert stored_results(study) == [result]
 
 
-# --- Whose study it is ---
+# --- Which study it is ---
 
 
 def test_a_changed_file_is_refused_with_its_keys(study):
@@ -292,7 +292,7 @@ def test_the_study_carries_its_spec(url, study):
 
 
 def test_data_with_its_own_clean_validation_images_and_unknown_truth(clothing):
-    """Clothing1M in small: nobody knows which training labels are wrong."""
+    """Clothing1M in small: which training labels are wrong is unknown."""
     spec = BenchmarkSpec.from_values(
         {
             "name": "clothes",
@@ -307,10 +307,10 @@ def test_data_with_its_own_clean_validation_images_and_unknown_truth(clothing):
         },
         "clothes.yaml",
     )
-    found = train_cells(spec, spec.cells(), Options(root=clothing))
-    for outcome in found:
-        assert [m.epoch for m in outcome.curve] == [1, 2]
-        last = outcome.curve[-1]
+    found = train_runs(spec, spec.runs(), Options(root=clothing))
+    for result in found:
+        assert [m.epoch for m in result.curve] == [1, 2]
+        last = result.curve[-1]
         assert last.noisy is None
         assert last.memorised is None
         assert last.clean in (0, 0.5, 1)

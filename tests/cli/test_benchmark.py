@@ -17,7 +17,7 @@ from support.postgres import PostgresServer
 from typer.testing import CliRunner
 
 from optuna_robustloss.benchmark import worker as worker_module
-from optuna_robustloss.benchmark.study import cell_of, open_benchmark, outcomes
+from optuna_robustloss.benchmark.study import open_benchmark, run_of, stored_results
 from optuna_robustloss.cli.app import app
 from optuna_robustloss.distributed.storage import open_storage
 
@@ -59,7 +59,7 @@ def start(bench, url, *arguments):
 
 def found_so_far(url):
     try:
-        return outcomes(optuna.load_study(study_name="tiny", storage=url))
+        return stored_results(optuna.load_study(study_name="tiny", storage=url))
     except Exception:  # its tables are being made
         return []
 
@@ -84,9 +84,9 @@ def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
     printed, errors = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, errors
     study, spec = open_benchmark(open_storage(url), "tiny")
-    each_once(study, spec.cells())
-    after = {o.cell: o for o in outcomes(study)}
-    assert all(after[o.cell] == o for o in before)
+    each_once(study, spec.runs())
+    after = {o.run: o for o in stored_results(study)}
+    assert all(after[o.run] == o for o in before)
     out = bench.parent / "out"
     table = (out / "table.md").read_text()
     assert "Forward correction" in table
@@ -108,7 +108,7 @@ def test_two_hosts_share_one_postgresql(bench):
             _, errors = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, errors
         study, spec = open_benchmark(open_storage(url), "tiny")
-        each_once(study, spec.cells())
+        each_once(study, spec.runs())
         workers = Counter(
             t.user_attrs["worker"] for t in study.trials if t.state.name == "COMPLETE"
         )
@@ -116,7 +116,7 @@ def test_two_hosts_share_one_postgresql(bench):
 
 
 def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):
-    usual = worker_module.train_cells
+    usual = worker_module.train_runs
     calls = []
 
     def train(*arguments):
@@ -125,7 +125,7 @@ def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):
             raise KeyboardInterrupt
         return usual(*arguments)
 
-    monkeypatch.setattr(worker_module, "train_cells", train)
+    monkeypatch.setattr(worker_module, "train_runs", train)
     told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--together", "2")
     assert told.exit_code == 130
     assert "stopped: 2 of 20 trainings are done and kept" in told.output
@@ -142,14 +142,14 @@ def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_reported(bench, url, monkeypatch):
-    usual = worker_module.train_cells
+    usual = worker_module.train_runs
 
-    def train(spec, cells, options):
-        if any(cell.method == "jocor" for cell in cells):
+    def train(spec, runs, options):
+        if any(run.method == "jocor" for run in runs):
             raise RuntimeError("out of luck")
-        return usual(spec, cells, options)
+        return usual(spec, runs, options)
 
-    monkeypatch.setattr(worker_module, "train_cells", train)
+    monkeypatch.setattr(worker_module, "train_runs", train)
     told = invoke("benchmark", bench, "--out", "out", "--storage", url)
     assert told.exit_code == 1
     assert "4 of 20 trainings failed" in told.output
@@ -172,7 +172,7 @@ def test_a_tuned_pass_adds_the_regimes_of_a_chosen_scale(bench, url):
     assert told.exit_code == 0, told.output
     assert "symmetric" not in Path("out/table.md").read_text()
     study, _ = open_benchmark(open_storage(url), "tiny")
-    longer = [cell_of(t) for t in study.trials if cell_of(t).horizon == 3]
+    longer = [run_of(t) for t in study.trials if run_of(t).horizon == 3]
     assert {(c.task, c.schedule, c.scale) for c in longer} == {("digits/mlp2/clean", "cosine", 1)}
 
 

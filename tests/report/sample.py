@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-from optuna_robustloss.benchmark.runs import Measured, Moment, Outcome, Run
+from optuna_robustloss.benchmark.runs import Measured, Run, RunEvaluation, RunResult
 
 TASKS = ("mnist/mlp2/symmetric 80 %", "mnist/mlp2/symmetric 40 %", "cifar10/vgg11/asymmetric 40 %")
 METHODS = ("ce", "gce", "ar_sym80")
@@ -42,19 +42,19 @@ def fixed(table, regime="native", pick="last"):
     ]
 
 
-def outcome(method="ce", task=TASKS[0], seed=0, scale=1.0, steps=(10, 20, 40), **fields):
+def result(method="ce", task=TASKS[0], seed=0, scale=1.0, steps=(10, 20, 40), **fields):
     """A training at learning rate .1 whose clean validation is best at the second moment."""
     test = fields.pop("test", [0.2, 0.6, 0.5][: len(steps)])
     clean = fields.pop("clean", [0.3, 0.7, 0.4][: len(steps)])
     curve = tuple(
-        Moment(step, step / 10, 0.1 * step, t, c, c, None, 0.1 * i)
+        RunEvaluation(step, step / 10, 0.1 * step, t, c, c, None, 0.1 * i)
         for i, (step, t, c) in enumerate(zip(steps, test, clean, strict=True))
     )
-    return Outcome(Run(method, task, seed, scale), curve, **fields)
+    return RunResult(Run(method, task, seed, scale), curve, **fields)
 
 
-def outcomes(methods=METHODS, tasks=TASKS, seeds=SEEDS, scales=(0.1, 1.0)):
+def results(methods=METHODS, tasks=TASKS, seeds=SEEDS, scales=(0.1, 1.0)):
     return [
-        outcome(method, task, seed, scale)
+        result(method, task, seed, scale)
         for method, task, seed, scale in product(methods, tasks, seeds, scales)
     ]

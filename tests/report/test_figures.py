@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from optuna_robustloss.losses import MAE_THETA, GCELoss, MAELoss, TaylorLoss
-from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
 from optuna_robustloss.report.figures.curves import learning_curves
 from optuna_robustloss.report.figures.losses import loss_curve, loss_shapes
 from optuna_robustloss.report.figures.noise import accuracy_against_noise
 from optuna_robustloss.report.figures.ranks import critical_difference_diagram
 from optuna_robustloss.report.statistics import Ranking
 from optuna_robustloss.report.styles import styles
-from report.sample import METHODS, TASKS, fixed, measured, outcome, outcomes
+from report.sample import METHODS, TASKS, fixed, measured, result, results
 
 
 def lines(figure, name):
@@ -149,7 +149,7 @@ def test_no_task_with_a_rate_is_an_error():
 
 
 def test_learning_curves_are_means_over_seeds():
-    two = [outcome(seed=0, test=[0.2, 0.4, 0.6]), outcome(seed=1, test=[0.4, 0.4, 0.8])]
+    two = [result(seed=0, test=[0.2, 0.4, 0.6]), result(seed=1, test=[0.4, 0.4, 0.8])]
     test, memorised = lines(learning_curves(two, TASKS[0]), "CE")
     assert test.x == (1, 2, 4)
     assert test.y == pytest.approx((30, 40, 70))
@@ -157,19 +157,19 @@ def test_learning_curves_are_means_over_seeds():
 
 
 def test_learning_curves_are_of_the_published_scale_by_default():
-    (test, _) = lines(learning_curves(outcomes(), TASKS[0]), "CE")
+    (test, _) = lines(learning_curves(results(), TASKS[0]), "CE")
     assert [row[1] for row in test.customdata] == [3, 3, 3]
 
 
 def test_a_diverged_training_leaves_the_mean_where_it_ends():
-    early = outcome(seed=1, steps=(10,), test=[0.4], clean=[0.1], diverged=True)
-    test, _ = lines(learning_curves([outcome(test=[0.2, 0.4, 0.6]), early], TASKS[0]), "CE")
+    early = result(seed=1, steps=(10,), test=[0.4], clean=[0.1], diverged=True)
+    test, _ = lines(learning_curves([result(test=[0.2, 0.4, 0.6]), early], TASKS[0]), "CE")
     assert test.y == pytest.approx((30, 40, 60))
     assert [row[1] for row in test.customdata] == [2, 1, 1]
 
 
 def test_nothing_memorised_leaves_one_panel():
-    bare = outcome()
+    bare = result()
     curve = tuple(dataclasses.replace(moment, memorised=None) for moment in bare.curve)
     figure = learning_curves([dataclasses.replace(bare, curve=curve)], TASKS[0])
     assert len(figure.layout.annotations) == 1
@@ -177,56 +177,56 @@ def test_nothing_memorised_leaves_one_panel():
 
 def test_a_task_without_trainings_is_an_error():
     with pytest.raises(ValueError, match="no training on elsewhere"):
-        learning_curves(outcomes(), "elsewhere")
+        learning_curves(results(), "elsewhere")
 
 
 # --- Drive ---
 
 
-def test_drive_is_scale_times_learning_rate_times_steps():
-    figure = accuracy_against_drive([outcome(scale=0.1), outcome(scale=1.0)], TASKS[0])
+def test_cumulative_lr_is_scale_times_learning_rate_times_steps():
+    figure = accuracy_against_cumulative_lr([result(scale=0.1), result(scale=1.0)], TASKS[0])
     (line,) = lines(figure, "CE")
     assert [x and pytest.approx(x) for x in line.x] == [0.1, 0.2, 0.4, None, 1, 2, 4, None]
     assert figure.layout.xaxis.type == "log"
 
 
 def test_the_stopping_point_is_that_of_the_best_clean_validation():
-    rows = [outcome(scale=0.1), outcome(scale=1.0, clean=[0.3, 0.4, 0.8])]
-    figure = accuracy_against_drive(rows, TASKS[0])
+    rows = [result(scale=0.1), result(scale=1.0, clean=[0.3, 0.4, 0.8])]
+    figure = accuracy_against_cumulative_lr(rows, TASKS[0])
     (stop,) = [trace for trace in figure.data if trace.mode == "markers"]
     assert (stop.x[0], stop.y[0]) == pytest.approx((4, 50))
 
 
-def test_drive_points_are_means_over_seeds_then_tasks():
+def test_cumulative_lr_points_are_means_over_seeds_then_tasks():
     rows = [
-        outcome(task="a", seed=0, test=[0, 0, 0.2]),
-        outcome(task="a", seed=1, test=[0, 0, 0.4]),
-        outcome(task="b", seed=0, steps=(40, 80, 160), test=[0, 0, 0.9]),
+        result(task="a", seed=0, test=[0, 0, 0.2]),
+        result(task="a", seed=1, test=[0, 0, 0.4]),
+        result(task="b", seed=0, steps=(40, 80, 160), test=[0, 0, 0.9]),
     ]
-    (line,) = lines(accuracy_against_drive(rows), "CE")
+    (line,) = lines(accuracy_against_cumulative_lr(rows), "CE")
     assert line.y[-2] == pytest.approx(60)
     assert line.x[-2] == pytest.approx(8)  # √(4 · 16)
 
 
 def test_a_method_that_lacks_a_task_has_no_mean_over_tasks():
-    rows = [outcome(m, task=t) for m, t in (("ce", "a"), ("gce", "a"), ("ce", "b"), ("mae", "b"))]
-    figure = accuracy_against_drive(rows)
+    rows = [result(m, task=t) for m, t in (("ce", "a"), ("gce", "a"), ("ce", "b"), ("mae", "b"))]
+    figure = accuracy_against_cumulative_lr(rows)
     assert lines(figure, "CE")
     assert not lines(figure, "GCE")
     assert not lines(figure, "MAE")
 
 
 def test_the_mean_is_over_the_tasks_where_scales_were_tried():
-    rows = [outcome(task=t, scale=s) for t, s in (("a", 1.0), ("b", 1.0), ("b", 0.1))]
-    figure = accuracy_against_drive(rows)
+    rows = [result(task=t, scale=s) for t, s in (("a", 1.0), ("b", 1.0), ("b", 0.1))]
+    figure = accuracy_against_cumulative_lr(rows)
     assert "mean over 1 tasks" in figure.layout.title.text
     (line,) = lines(figure, "CE")
     assert line.x.count(None) == 2
 
 
 def test_moments_after_a_seed_diverged_are_left_out():
-    early = outcome(seed=1, steps=(10,), test=[0.1], clean=[0.1], diverged=True)
-    (line,) = lines(accuracy_against_drive([outcome(), early], TASKS[0]), "CE")
+    early = result(seed=1, steps=(10,), test=[0.1], clean=[0.1], diverged=True)
+    (line,) = lines(accuracy_against_cumulative_lr([result(), early], TASKS[0]), "CE")
     assert line.x == (pytest.approx(1), None)
 
 
@@ -234,8 +234,8 @@ def test_a_method_has_one_colour_in_all_figures():
     looks = styles(METHODS)
     figures = [
         accuracy_against_noise(measured(), RATES, method_styles=looks),
-        learning_curves(outcomes(), TASKS[0], method_styles=looks),
-        accuracy_against_drive(outcomes(), TASKS[0], method_styles=looks),
+        learning_curves(results(), TASKS[0], method_styles=looks),
+        accuracy_against_cumulative_lr(results(), TASKS[0], method_styles=looks),
     ]
     for method, name in zip(METHODS, ("CE", "GCE", "ar_sym80"), strict=True):
         colours = {line.line.color for figure in figures for line in lines(figure, name)}

@@ -31,7 +31,7 @@ def test_the_interval_is_that_of_resampled_tasks():
     assert row.high == pytest.approx(differences.mean() + half, abs=half / 10)
 
 
-def test_the_interval_is_the_same_each_time_and_for_every_company():
+def test_the_interval_is_the_same_each_time_and_beside_any_others():
     three = {"ce": [0.5, 0.4, 0.3], "gce": [0.6, 0.7, 0.3], "mae": [0.1, 0.9, 0.2]}
     first = versus(scores(**three), "ce")
     assert first == versus(scores(**three), "ce")

@@ -10,7 +10,7 @@ from optuna_robustloss.losses import GCELoss
 from optuna_robustloss.report import drafts
 from optuna_robustloss.report import write as benchmark
 from optuna_robustloss.report.write import write_report
-from report.sample import METHODS, TASKS, measured, outcome, outcomes
+from report.sample import METHODS, TASKS, measured, result, results
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "report"
     write_report(
         out,
-        outcomes(),
+        results(),
         [*measured(), *measured(regime="clean 1000", picks=("best",))],
         facts={"test images": "10 000", "network_size": "<small>"},
         rates={TASKS[0]: ("mnist/mlp2", 0.8), TASKS[1]: ("mnist/mlp2", 0.4)},
@@ -39,7 +39,7 @@ def test_all_files_are_there_and_nothing_else(folder):
     assert sorted(p.name for p in (folder / "figures").iterdir()) == sorted(
         [
             *(f"curves-{slug}.html" for slug in slugs),
-            *(f"drive-{slug}.html" for slug in (*slugs, "mean")),
+            *(f"cumulative-lr-{slug}.html" for slug in (*slugs, "mean")),
             "loss-shapes.html",
             *("noise-clean-1000-best-on-validation.html", "noise-native-best-on-validation.html"),
             "noise-native-last-epoch.html",
@@ -98,9 +98,9 @@ def test_a_partial_benchmark_says_what_is_missing(tmp_path):
     some = [
         one for one in measured() if (one.task, one.seed) != (TASKS[1], 2) or one.method == "ce"
     ]
-    trained = [*outcomes()[:5], outcome(seed=1, steps=(10,), diverged=True)]
-    cells = [Run(method, task, seed) for method in METHODS for task in TASKS for seed in range(3)]
-    write_report(tmp_path, trained, some, cells=cells)
+    trained = [*results()[:5], result(seed=1, steps=(10,), diverged=True)]
+    runs = [Run(method, task, seed) for method in METHODS for task in TASKS for seed in range(3)]
+    write_report(tmp_path, trained, some, runs=runs)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "Missing: 2 of 27 trainings of this table." in text
     assert "- diverged: 1 of 6 trainings" in text
@@ -126,7 +126,7 @@ def test_the_same_accuracies_give_the_same_files(tmp_path):
 
 def test_nothing_measured_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
-        write_report(tmp_path / "out", outcomes(), [])
+        write_report(tmp_path / "out", results(), [])
     assert not (tmp_path / "out").exists()
 
 

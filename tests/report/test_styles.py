@@ -18,7 +18,7 @@ def test_no_two_methods_look_alike():
     assert len(set(every.values())) == len(every)
 
 
-def test_a_known_method_looks_the_same_in_every_company():
+def test_a_known_method_looks_the_same_beside_any_others():
     assert styles(["gce"])["gce"] == styles([*_DISPLAY, "ar_sym80"])["gce"]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against how hard a loss has driven the weights: scale × learning rate × steps."""
+"""Draw accuracy against the cumulative learning rate: scale × learning rate × steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from optuna_robustloss.benchmark.runs import Outcome
+from optuna_robustloss.benchmark.runs import RunResult
 from optuna_robustloss.report.figures.style import add_line, look, named
 from optuna_robustloss.report.styles import Style, in_order, styles
 
 _RUN = ["method", "scale", "horizon", "schedule"]
 
 
-def accuracy_against_drive(
-    outcomes: Sequence[Outcome],
+def accuracy_against_cumulative_lr(
+    results: Sequence[RunResult],
     task: str | None = None,
     *,
     method_styles: Mapping[str, Style] | None = None,
@@ -34,7 +34,7 @@ def accuracy_against_drive(
     one diverged, and lines that lack a task.
 
     Args:
-        outcomes: of any trainings.
+        results: of any trainings.
         task: label of the task; None is the mean over the tasks with the most lines, at the
             moments (shares of the run) that all of them have, at the geometric mean of their
             positions.
@@ -44,8 +44,8 @@ def accuracy_against_drive(
         ValueError: there is no training on the task, or no moment that all trainings have.
 
     """
-    tasks = _with_most_lines(outcomes) if task is None else {task}
-    points = _points([o for o in outcomes if o.cell.task in tasks])
+    tasks = _with_most_lines(results) if task is None else {task}
+    points = _points([o for o in results if o.run.task in tasks])
     if points.empty:
         raise ValueError(f"nothing to draw for {task or 'the mean over tasks'}")
     drawn = method_styles or styles(points["method"])
@@ -76,43 +76,45 @@ def accuracy_against_drive(
     figure.update_xaxes(title_text="scale × Σ of the learning rates of all steps", type="log")
     figure.update_yaxes(title_text="test accuracy, %")
     return look(
-        figure, f"Accuracy against drive: {task or f'mean over {len(tasks)} tasks'}", height=560
+        figure,
+        f"Accuracy against cumulative learning rate: {task or f'mean over {len(tasks)} tasks'}",
+        height=560,
     )
 
 
-def _with_most_lines(outcomes: Sequence[Outcome]) -> set[str]:
+def _with_most_lines(results: Sequence[RunResult]) -> set[str]:
     """Return the tasks on which as many methods, scales and so on were trained as on any."""
     lines: dict[str, set[tuple[object, ...]]] = defaultdict(set)
-    for o in outcomes:
-        lines[o.cell.task].add(tuple(getattr(o.cell, name) for name in _RUN))
+    for o in results:
+        lines[o.run.task].add(tuple(getattr(o.run, name) for name in _RUN))
     most = max(map(len, lines.values()), default=0)
     return {task for task, own in lines.items() if len(own) == most}
 
 
-def _points(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def _points(results: Sequence[RunResult]) -> pd.DataFrame:
     """One row for each run and moment that all its trainings have; accuracies in percent."""
     # One that diverged stops early.
     steps: dict[tuple[str, float, str], int] = defaultdict(int)
-    for o in outcomes:
+    for o in results:
         for moment in o.curve:
-            length = o.cell.task, o.cell.horizon, o.cell.schedule
+            length = o.run.task, o.run.horizon, o.run.schedule
             steps[length] = max(steps[length], moment.step)
     rows = [
-        vars(o.cell)
+        vars(o.run)
         | {
-            "share": round(m.step / steps[o.cell.task, o.cell.horizon, o.cell.schedule], 6),
-            "log": np.log(o.cell.scale * m.drive),
+            "share": round(m.step / steps[o.run.task, o.run.horizon, o.run.schedule], 6),
+            "log": np.log(o.run.scale * m.cumulative_lr),
             "test": 100 * m.test,
             "clean": np.nan if m.clean is None else 100 * m.clean,
         }
-        for o in outcomes
+        for o in results
         for m in o.curve
         if m.step > 0
     ]
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
-    trainings = pd.DataFrame([vars(o.cell) for o in outcomes]).groupby([*_RUN, "task"]).size()
+    trainings = pd.DataFrame([vars(o.run) for o in results]).groupby([*_RUN, "task"]).size()
     # First over the seeds of a task, then over tasks.
     moments = table.groupby([*_RUN, "task", "share"])[["log", "test", "clean"]]
     of_task = moments.mean()[moments.size().eq(trainings)]

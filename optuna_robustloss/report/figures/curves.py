@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from optuna_robustloss.benchmark.runs import Outcome
+from optuna_robustloss.benchmark.runs import RunResult
 from optuna_robustloss.report.figures.style import add_line, look
 from optuna_robustloss.report.styles import Style, in_order, styles
 
@@ -19,7 +19,7 @@ _PANELS = {
 
 
 def learning_curves(
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     task: str,
     *,
     scale: float = 1.0,
@@ -34,7 +34,7 @@ def learning_curves(
     are left.
 
     Args:
-        outcomes: of any trainings; those of the task, scale, horizon and schedule are drawn.
+        results: of any trainings; those of the task, scale, horizon and schedule are drawn.
         task: label of the task.
         scale: factor of the loss.
         horizon: multiple of the recipe's epochs.
@@ -47,9 +47,7 @@ def learning_curves(
     """
     wanted = (task, scale, horizon, schedule)
     chosen = [
-        o
-        for o in outcomes
-        if (o.cell.task, o.cell.scale, o.cell.horizon, o.cell.schedule) == wanted
+        o for o in results if (o.run.task, o.run.scale, o.run.horizon, o.run.schedule) == wanted
     ]
     if not chosen:
         raise ValueError(
@@ -57,7 +55,7 @@ def learning_curves(
         )
     table = pd.DataFrame(
         [
-            {"method": o.cell.method, "epoch": m.epoch} | {p: getattr(m, p) for p in _PANELS}
+            {"method": o.run.method, "epoch": m.epoch} | {p: getattr(m, p) for p in _PANELS}
             for o in chosen
             for m in o.curve
         ]

@@ -1,9 +1,9 @@
-"""Draws accuracy against scale × learning rate × steps for some methods of a benchmark.
+"""Draw accuracy against scale × learning rate × steps for some methods of a benchmark.
 
 For example the README's figure, after ``optuna-robustloss benchmark studies/small.yaml --tuned
 --only mlp --out small``::
 
-    python studies/drive_figure.py small drive.html --method ce --method gce --method sce
+    python studies/cumulative_lr_figure.py small figure.html --method ce --method gce --method sce
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from optuna_robustloss.benchmark.study import open_benchmark, outcomes
+from optuna_robustloss.benchmark.study import open_benchmark, stored_results
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_drive
+from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
 from optuna_robustloss.report.figures.style import write_html
 
 
@@ -28,8 +28,8 @@ def main(
     """Write the figure, the mean over the tasks on which all scales were trained."""
     url = storage or f"sqlite:///{study_name}.db"
     study, _ = open_benchmark(open_storage(url), study_name)
-    chosen = [outcome for outcome in outcomes(study) if outcome.cell.method in method]
-    write_html(accuracy_against_drive(chosen), out)
+    chosen = [result for result in stored_results(study) if result.run.method in method]
+    write_html(accuracy_against_cumulative_lr(chosen), out)
 
 
 if __name__ == "__main__":
