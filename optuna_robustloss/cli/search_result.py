@@ -14,14 +14,19 @@ from optuna_robustloss.cli.progress import bar
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss, save_loss
 from optuna_robustloss.report.tables import generation_table, losses_table, selection_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.selection import Selection, select, selected_loss, stored_selection
+from optuna_robustloss.search.selection import (
+    Selection,
+    evaluate_finalists,
+    selected_loss,
+    stored_selection,
+)
 from optuna_robustloss.tasks.spec import TaskSpec
 
 
 def _select(study: Study, objective: NoisyLabelObjective) -> Selection:
     with bar(console) as progress:
         task = progress.add_task("finalists", total=None, note="")
-        selection = select(
+        selection = evaluate_finalists(
             study,
             objective,
             on_run=lambda done, total: progress.update(task, completed=done, total=total),

@@ -64,10 +64,10 @@ class NoisyLabelObjective:
     """The mean validation accuracy of networks trained with the suggested loss.
 
     All candidates of a generation share noise, split, initial weights and batch order (common
-    random numbers); the next generation gets fresh ones, so that no candidate is liked for its
-    luck twice. A diverged candidate
-    scores the accuracy it has then (about chance) and carries the attribute ``diverged``; one
-    near chance after the spec's ``stop_at_chance_after`` is stopped there (``hopeless``).
+    random numbers); the next generation gets fresh ones, so that the noise of one draw favours no
+    candidate twice. A diverged candidate scores the accuracy it has then (about chance) and
+    carries the attribute ``diverged``; one near chance after the spec's ``stop_at_chance_after``
+    is stopped there (``hopeless``).
     Candidates that are evaluated together are trained as one population, and the worst of them
     are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean
     of the finished networks and the running one, at the number of optimiser steps so far.

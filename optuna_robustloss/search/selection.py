@@ -1,4 +1,7 @@
-"""The result of a study: never its best trial, which is lucky, but the winner of a second round."""
+"""The result of a study: the finalist with the best mean fitness on fresh seeds.
+
+The best trial of a search is not its result: with noisy fitness its value is biased upwards.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,7 +35,7 @@ LAST_MEANS = 5
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate of the second round, with its fitness on fresh seeds."""
+    """A candidate that is trained again, with its fitness on fresh seeds."""
 
     name: str
     params: dict[str, float]
@@ -54,7 +56,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Selection:
-    """All finalists and the winner; the controls are not eligible, but may well lead."""
+    """All finalists; the control is compared with the winner and cannot be it."""
 
     finalists: tuple[Finalist, ...]
 
@@ -70,18 +72,21 @@ class Selection:
 
 
 def recombination_weights(popsize: int) -> np.ndarray:
-    """Weights of the better half, best first: Hansen, "The CMA Evolution Strategy", Eq. 49-53."""
+    """Return the weights (popsize // 2,) of the better half, best first.
+
+    Hansen, "The CMA Evolution Strategy: A Tutorial", Eq. 49-53.
+    """
     half = popsize // 2
     raw = math.log((popsize + 1) / 2) - np.log(np.arange(1, half + 1))
     return np.asarray(raw / raw.sum())
 
 
 def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
-    """Mean of the CMA-ES distribution after each complete generation, in order.
+    """Return the mean of the CMA-ES distribution after each complete generation, in order.
 
-    Those of the generational sampler are exact. For other samplers it is the weighted mean of the
-    better half of each generation, to which CMA-ES sets its mean with its default learning rate.
-    Log-uniform parameters are averaged in the logarithm, in which they are searched.
+    The means of the generational sampler are exact. For Optuna's CMA-ES it is the weighted mean of
+    the better half of each generation, to which CMA-ES sets its mean with its default learning
+    rate. Log-uniform parameters are averaged in the logarithm, in which they are searched.
     """
     if spec.sampler == "generational":
         generations = read_generations(study)
@@ -91,7 +96,7 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     space = spec.space.distributions
     by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    # What a second worker draws while the start loss is still running is random, and never told.
+    # A second worker draws at random while the start loss is running; CMA-ES ignores that trial.
     drawn = [t for t in trials if OPTUNA_GENERATION in t.system_attrs] or trials
     for trial in drawn:
         if trial.params.keys() == space.keys() and START.read(trial) is None:
@@ -101,8 +106,8 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
     for _, members in sorted(by_generation.items()):
         if len(members) < spec.popsize:
             continue
-        told = sorted(members[: spec.popsize], key=lambda t: -(t.value or 0.0))[: len(weights)]
-        means.append(_weighted_mean([t.params for t in told], weights, spec))
+        ranked = sorted(members[: spec.popsize], key=lambda t: -(t.value or 0.0))
+        means.append(_weighted_mean([t.params for t in ranked[: len(weights)]], weights, spec))
     return means
 
 
@@ -119,15 +124,19 @@ def _weighted_mean(
     return mean
 
 
-def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
-    """Mean of the last five CMA means, the best trials, and the start loss as the control.
+def choose_finalists(study: Study, spec: StudySpec) -> list[Finalist]:
+    """Return the mean of the last five CMA means, the best trials, and the start as control.
 
     Raises:
         ValueError: no trial is complete yet.
 
     """
-    fitness = _fitness(study)
-    complete = [t for t in study.get_trials(deepcopy=False) if t.number in fitness]
+    space = spec.space
+    complete = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if START.read(trial) is None
+    ]
     if not complete:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
     found: dict[str, dict[str, float]] = {}
@@ -135,40 +144,23 @@ def candidates(study: Study, spec: StudySpec) -> list[Finalist]:
     if last:
         even = np.full(len(last), 1 / len(last))
         found[f"mean of the last {len(last)} CMA means"] = _weighted_mean(last, even, spec)
-    best = sorted(complete, key=lambda t: -fitness[t.number])[: spec.finalists]
+    best = sorted(complete, key=lambda t: -(t.value or 0.0))[: spec.finalists]
     found |= {f"trial {t.number}": dict(t.params) for t in best}
-    finalists = [Finalist(n, p, spec.space.at(p)) for n, p in found.items()]
+    finalists = [Finalist(name, params, space.at(params)) for name, params in found.items()]
     # The control has the range, the cross-entropy weight and the switch of the first candidate.
-    first = next(iter(found.values()))
-    start = {n: first[n] if d.log else spec.space.start_point[n] for n, d in _space(spec)}
-    finalists.append(
-        Finalist(
-            f"start ({spec.space.start}) at the same η", start, spec.space.at(start), control=True
-        )
-    )
-    return finalists
+    first, centre = finalists[0].params, space.start_point
+    start = {n: (first if d.log else centre)[n] for n, d in space.distributions.items()}
+    name = f"start ({space.start}) at the same η"
+    return [*finalists, Finalist(name, start, space.at(start), control=True)]
 
 
-def _fitness(study: Study) -> dict[int, float]:
-    """Return the fitness of every candidate by trial number."""
-    return {
-        t.number: float(t.value or 0.0)
-        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if START.read(t) is None
-    }
-
-
-def _space(spec: StudySpec) -> list[tuple[str, optuna.distributions.FloatDistribution]]:
-    return list(spec.space.distributions.items())
-
-
-def select(
+def evaluate_finalists(
     study: Study,
     objective: NoisyLabelObjective,
     *,
     on_run: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Train the finalists on fresh seeds, the same for all, and store the outcome with the study.
+    """Train the finalists on fresh seeds, the same for all, and store the selection.
 
     Args:
         study: with at least one complete trial.
@@ -180,7 +172,7 @@ def select(
 
     """
     spec = attach_spec(study, None)
-    finalists = candidates(study, spec)
+    finalists = choose_finalists(study, spec)
     seeds = [derive_seed(spec.seed, "finalist", k) for k in range(spec.finalist_seeds)]
     values: list[list[float]] = [[] for _ in finalists]
     for done, seed in enumerate(seeds, start=1):
@@ -189,11 +181,9 @@ def select(
             own.append(score.value)
         if on_run is not None:
             on_run(done, len(seeds))
-    judged = [
-        replace(finalist, values=tuple(own))
-        for finalist, own in zip(finalists, values, strict=True)
-    ]
-    selection = Selection(tuple(judged))
+    selection = Selection(
+        tuple(replace(f, values=tuple(own)) for f, own in zip(finalists, values, strict=True))
+    )
     SELECTION.write(study, _to_json(selection, seeds) | {"trials": trials_done(study, spec)})
     return selection
 
@@ -218,7 +208,7 @@ def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def stored_selection(study: Study) -> Selection | None:
-    """Return the selection stored with ``study``, if ``select`` has run after the last trial."""
+    """Return the stored selection of ``study``; None if there is none or trials came later."""
     stored = SELECTION.read(study)
     if stored is None:
         return None
@@ -242,7 +232,7 @@ def stored_selection(study: Study) -> Selection | None:
 def selected_loss(
     study: Study, selection: Selection, objective: NoisyLabelObjective
 ) -> TaylorLoss | PhasedLoss:
-    """Build the winner as a loss whose provenance says where it comes from."""
+    """Build the winner as a loss whose provenance names its study, spec and fitness."""
     spec = objective.spec
     winner, control, stored = selection.winner, selection.control, SPEC.read(study)
     tasks = objective.tasks(derive_seed(spec.seed, "finalist", 0))

@@ -103,7 +103,7 @@ def enqueue_start(study: Study, spec: StudySpec) -> None:
 
 
 def finished_study(study: Study, spec: StudySpec) -> bool:
-    """Whether as many trials are done as the spec asks for, and all generations are told."""
+    """Return whether all trials of the spec are done and all generations complete."""
     if spec.sampler == "generational":
         generations = read_generations(study)
         return generations is not None and generations.number >= spec.generations
@@ -111,10 +111,10 @@ def finished_study(study: Study, spec: StudySpec) -> bool:
 
 
 def trials_done(study: Study, spec: StudySpec) -> int:
-    """Number of trials that count.
+    """Return the number of trials that count towards ``spec.n_trials``.
 
-    With the generational sampler that is the slots of generations that are filled, however many
-    trials it took; else the complete and the pruned trials.
+    With the generational sampler those are the filled slots of its generations, whatever the
+    number of retries; else the complete and the pruned trials.
     """
     if spec.sampler == "generational":
         generations = read_generations(study)
@@ -123,7 +123,7 @@ def trials_done(study: Study, spec: StudySpec) -> int:
 
 
 def read_generations(study: Study) -> Generations | None:
-    """Return what a study of the generational sampler has told so far; None if it has not begun."""
+    """Return the generations of a study so far; None if the generational sampler has not begun."""
     if isinstance(study.sampler, GenerationalCmaEsSampler) and stored_config(study):
         return study.sampler.generations(study)  # which knows most of it
     return replay(study)

@@ -37,7 +37,7 @@ class DataSet:
         name: The name it was loaded by.
         num_classes: C; every label is in 0..C-1.
         train: Training images.
-        train_labels: Clean int64 (N,); None where nobody knows them (Clothing1M).
+        train_labels: Clean int64 (N,); None where they are unknown (Clothing1M).
         test: Test images.
         test_labels: Clean int64 (M,).
         train_noisy_labels: int64 (N,) labels that come noisy with the data, if any.

@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 # Up to this many pixels a side, networks made for photographs get their small-image form.
 _SMALL = 32
-# These return a tuple of logits in training unless told not to.
+# These return a tuple of logits in training by default.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 

@@ -25,7 +25,7 @@ from optuna_robustloss.losses import (
 from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.losses.serialization import describe_loss
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.selection import candidates, generation_means
+from optuna_robustloss.search.selection import choose_finalists, generation_means
 from optuna_robustloss.search.space import LossParameters, PhasedParameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study
@@ -36,7 +36,7 @@ from search.test_selection import analytic_study
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STUDIES = Path(__file__).parents[2] / "studies"
-#: The best pair tried by hand in the middle of every range.
+#: The best pair of the manual trials, at the centre of every range.
 PAIR = {
     "phases": 2,
     "start": "sce",
@@ -105,7 +105,7 @@ def test_a_prefix_comes_before_all_names():
     assert all(name.startswith("mine_") for name in distributions)
 
 
-def test_the_start_is_the_best_pair_tried_by_hand():
+def test_the_start_is_the_named_pair():
     space = search_space(**PAIR)
     assert list(space.distributions) == NAMES
     assert list(space.centre) == [n for n in NAMES if not space.distributions[n].log]
@@ -197,7 +197,7 @@ def test_means_of_generations_average_the_switch_in_the_logarithm():
     means = generation_means(study, spec)
     assert len(means) == 6
     assert len({mean["switch"] for mean in means}) == 6
-    mean, *_, control = candidates(study, spec)
+    mean, *_, control = choose_finalists(study, spec)
     expected = np.exp(np.mean([np.log(m["switch"]) for m in means[-5:]]))
     assert mean.parameters.switch == pytest.approx(expected)
     assert control.name == "start (sce-then-confirm) at the same η"

@@ -15,10 +15,10 @@ from support.small import small_spec
 from optuna_robustloss.losses import MAE_THETA, equivalent, load_loss, save_loss
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import (
-    candidates,
+    choose_finalists,
+    evaluate_finalists,
     generation_means,
     recombination_weights,
-    select,
     selected_loss,
     stored_selection,
 )
@@ -178,7 +178,7 @@ def test_failed_and_foreign_trials_have_no_part_in_the_generational_mean():
 def test_finalists_are_the_mean_the_best_trials_and_the_start():
     spec = small_spec(popsize=6, generations=7, finalists=3, **RANGES)
     study = analytic_study(spec, spec.n_trials)
-    mean, *best, control = candidates(study, spec)
+    mean, *best, control = choose_finalists(study, spec)
     assert mean.name == "mean of the last 5 CMA means"
     last = generation_means(study, spec)[-5:]
     for name, distribution in spec.space.distributions.items():
@@ -197,7 +197,7 @@ def test_finalists_are_the_mean_the_best_trials_and_the_start():
 @pytest.mark.parametrize("sampler", ["generational", "optuna-cmaes"])
 def test_before_the_first_generation_is_done_there_is_no_mean(sampler):
     spec = small_spec(sampler=sampler)
-    names = [f.name for f in candidates(analytic_study(spec, 3), spec)]
+    names = [f.name for f in choose_finalists(analytic_study(spec, 3), spec)]
     assert sorted(names) == ["start (mae) at the same η", "trial 1", "trial 2"]
 
 
@@ -207,7 +207,7 @@ def test_a_study_without_a_candidate_is_an_error(n_trials, sampler):
     spec = small_spec(sampler=sampler)
     study = analytic_study(spec, n_trials)
     with pytest.raises(ValueError, match="no complete trial yet: search first"):
-        select(study, NoisyLabelObjective(spec))
+        evaluate_finalists(study, NoisyLabelObjective(spec))
     assert stored_selection(study) is None
 
 
@@ -218,7 +218,9 @@ def test_finalists_are_trained_on_seeds_that_no_trial_had(searched, monkeypatch)
     study, objective = searched
     runs, seeds, scores = [], [], objective.scores
     monkeypatch.setattr(objective, "scores", lambda p, s: seeds.append(s) or scores(p, s))
-    selection = select(study, objective, on_run=lambda done, total: runs.append((done, total)))
+    selection = evaluate_finalists(
+        study, objective, on_run=lambda done, total: runs.append((done, total))
+    )
     assert len(selection.finalists) == 4  # the mean, two trials, the control
     assert runs == [(1, 3), (2, 3), (3, 3)]
     assert all(len(f.values) == 3 and len(set(f.values)) > 1 for f in selection.finalists)
@@ -242,14 +244,14 @@ def test_the_winner_is_never_the_control(searched, monkeypatch):
         ]
 
     monkeypatch.setattr(NoisyLabelObjective, "scores", flattering)
-    selection = select(study, objective)
+    selection = evaluate_finalists(study, objective)
     assert selection.control.mean > selection.winner.mean
     assert not selection.winner.control
 
 
 def test_the_outcome_is_stored_with_the_study(searched):
     study, objective = searched
-    selection = select(study, objective)
+    selection = evaluate_finalists(study, objective)
     assert stored_selection(study) == selection
     json.dumps(study.user_attrs)
 
@@ -259,7 +261,7 @@ def test_an_outcome_is_out_of_date_once_trials_follow():
     study = create_study(spec, optuna.storages.InMemoryStorage(), "early")
     objective = NoisyLabelObjective(spec)
     run_worker(study, objective, n_trials=3)
-    select(study, objective)
+    evaluate_finalists(study, objective)
     assert stored_selection(study) is not None
     run_worker(study, objective, n_trials=1)
     assert stored_selection(study) is None
@@ -271,7 +273,7 @@ def test_an_outcome_is_out_of_date_once_trials_follow():
 def test_the_selected_loss_says_where_it_comes_from(searched, tmp_path):
     study, objective = searched
     spec = objective.spec
-    selection = select(study, objective)
+    selection = evaluate_finalists(study, objective)
     loss = selected_loss(study, selection, objective)
     winner = selection.winner
     assert (loss.theta, loss.eta) == (winner.parameters.theta, winner.parameters.eta)
