@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from support import netns, postgres
 from support.chaos import Zygote
-from support.chaos_checks import WorkerPool, check_study, evaluated
+from support.chaos_checks import WorkerGroup, check_study, evaluated
 from support.netns import Network
 from support.postgres import PostgresServer
 from support.small import small_spec
@@ -75,7 +75,7 @@ def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, 
     spec = small_spec(popsize=8, generations=6)
     create_study(spec, open_storage(here), "s", lease=LEASE)
     pause = (0.5, 1.5)
-    crew = WorkerPool(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
+    crew = WorkerGroup(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
     first, *_ = [crew.start(fate=[]), *(crew.start() for _ in range(8))]
     partition = Partition(network, first)
     crew.run(240, partition)

@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import TrialState
 from support import postgres
 from support.chaos import Zygote
-from support.chaos_checks import WorkerPool, check_study, evaluated, state, stored_text
+from support.chaos_checks import WorkerGroup, check_study, evaluated, state, stored_text
 from support.postgres import PostgresServer
 from support.small import small_spec
 
@@ -79,7 +79,7 @@ def test_thirty_killed_workers_leave_the_state_of_an_undisturbed_one(server, zyg
     url = server.create_database("chaos")
     spec = small_spec(popsize=8, generations=9)
     orders = order(url, spec)
-    crew = WorkerPool([zygote], orders, hosts=["", "", "elsewhere"], kills=30)
+    crew = WorkerGroup([zygote], orders, hosts=["", "", "elsewhere"], kills=30)
     sleeper = crew.start(fate=["asked", 2, signal.SIGSTOP])
     trouble = Trouble(server, sleeper, kills=12)
     for _ in range(7):
@@ -110,7 +110,7 @@ def check_nothing_secret_or_executable(server, url, crew):
 def test_more_workers_than_candidates_that_are_killed_leave_one_state_for_all(server, zygote):
     url = server.create_database("surplus")
     spec = small_spec(popsize=4, generations=6)
-    crew = WorkerPool([zygote], order(url, spec), hosts=["", "elsewhere"], kills=8, seed=1)
+    crew = WorkerGroup([zygote], order(url, spec), hosts=["", "elsewhere"], kills=8, seed=1)
     for _ in range(8):
         crew.start()
     crew.run(180)
@@ -151,7 +151,7 @@ def test_a_planted_pickle_is_never_loaded(server, zygote, tmp_path):
             system_attrs=planted | {"cma:generation": 0},
         )
     )
-    crew = WorkerPool([zygote], orders)
+    crew = WorkerGroup([zygote], orders)
     for _ in range(3):
         crew.start()
     crew.run(60)
@@ -193,7 +193,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
         [Path(sys.executable).with_name("optuna"), *create], check=True, capture_output=True
     )
     argv, at = ["worker.py", "s", "--storage", url, "--spec", str(path)], time.time() + 2
-    crew = WorkerPool([zygote], {})
+    crew = WorkerGroup([zygote], {})
     crew.workers = [zygote.start("script", argv=argv, at=at) for _ in range(20)]
     crew.run(200)
     crew.check()
@@ -221,7 +221,7 @@ def test_workers_behind_a_grpc_proxy_come_to_the_same_state(server, zygote):
     orders = order(url, spec)
     proxy = zygote.start("proxy", url=url, port=port)
     with socket_at(port):
-        crew = WorkerPool(
+        crew = WorkerGroup(
             [zygote],
             orders | {"url": f"grpc://127.0.0.1:{port}"},
             kills=3,
@@ -250,7 +250,7 @@ def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
     spec = small_spec(popsize=4, generations=4)
     create_study(spec, open_storage(url, create=True), "s", lease=3.0)
     orders = {"url": url, "study": "s", "lease": 3.0, "pause": (0.05, 0.4)}
-    crew = WorkerPool([zygote], orders, kills=3, deaths=["asked", "done"])
+    crew = WorkerGroup([zygote], orders, kills=3, deaths=["asked", "done"])
     for _ in range(3):
         crew.start()
     crew.run(120)
@@ -262,7 +262,7 @@ def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
 def test_a_worker_that_freezes_with_a_lock_does_not_keep_the_others(server, zygote):
     url = server.create_database("frozen")
     spec = small_spec(popsize=4, generations=2)
-    crew = WorkerPool([zygote], order(url, spec))
+    crew = WorkerGroup([zygote], order(url, spec))
     frozen = crew.start(fate=["lock", 1, signal.SIGSTOP])
     while not frozen.stopped:
         time.sleep(0.05)

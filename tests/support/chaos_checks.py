@@ -28,7 +28,7 @@ DEATHS = {"": (0, 0), "asked": (1, 2), "done": (1, 2), "sql": (1, 150)}
 
 
 @dataclass
-class WorkerPool:
+class WorkerGroup:
     """A number of workers on one study; those that are killed are replaced.
 
     Args:
@@ -70,7 +70,7 @@ class WorkerPool:
             self._doomed.append(worker)
         return worker
 
-    def run(self, seconds: float, each: Callable[[WorkerPool], None] = lambda _: None) -> None:
+    def run(self, seconds: float, each: Callable[[WorkerGroup], None] = lambda _: None) -> None:
         """Wait until all are done; `each` is called from time to time."""
         end = time.monotonic() + seconds
         while self._waiting or any(w.code is None for w in self.workers):
