@@ -8,10 +8,11 @@ import optuna_robustloss
 PACKAGE = Path(optuna_robustloss.__file__).parent
 
 #: For every room, the rooms it may import.
-GROUND = {"seeds", "spec_files", "distributed", "losses"}
+GROUND = {"seeds", "spec_files", "attributes", "distributed", "losses"}
 MAY_IMPORT = {
     "seeds": set(),
     "spec_files": set(),
+    "attributes": set(),
     "distributed": set(),
     "losses": set(),
     "tasks": {"seeds", "spec_files"},

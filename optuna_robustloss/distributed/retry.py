@@ -57,11 +57,6 @@ def transient_kind(error: BaseException) -> Transient | None:
     return None
 
 
-def is_transient(error: BaseException) -> bool:
-    """Return whether a storage call that failed may succeed later."""
-    return transient_kind(error) is not None
-
-
 def _driver_kind(error: exc.DBAPIError) -> Transient | None:
     driver, cause = type(error.orig).__module__.partition(".")[0], error.orig
     operational = isinstance(error, exc.OperationalError)

@@ -26,7 +26,7 @@ _RECENT = 100
 class Status:
     """A study at one moment.
 
-    ``workers`` has the running trials of each worker that gave a sign of life within a lease, by
+    ``workers`` has the running trials of each worker with a heartbeat within the lease, by
     the worker's clock; ``stale`` the running trials without one, which the next worker to ask
     takes over. A worker that waits for a generation has no trial, and is not seen.
     """
@@ -58,7 +58,7 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
     Args:
         study: with a spec.
         spec: its spec.
-        lease: seconds without a sign of life after which a trial counts as stale.
+        lease: seconds without a heartbeat after which a trial counts as stale.
 
     """
     trials = study.get_trials(deepcopy=False)
@@ -66,11 +66,11 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
     workers: dict[str, list[int]] = defaultdict(list)
     stale = []
     for trial in running:
-        sign = heartbeat_of(trial)
-        if sign is None or time.time() - sign.at > lease:
+        beat = heartbeat_of(trial)
+        if beat is None or time.time() - beat.at > lease:
             stale.append(trial.number)
         else:
-            name = WORKER.read(trial) or f"{sign.machine}:{sign.pid}"
+            name = WORKER.read(trial) or f"{beat.machine}:{beat.pid}"
             workers[str(name)].append(trial.number)
     generations = replay(study) if spec.sampler == "generational" else None
     done = trials_done(study, spec) if generations is None else generations.filled

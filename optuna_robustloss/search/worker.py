@@ -1,4 +1,4 @@
-"""One of any number of workers: asks, trains, tells, until the study is done."""
+"""A worker, one of any number: asks, trains and tells until the study is done."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class _Worker:
             study.sampler.holds_leases = False  # this worker does
         self._warned = False
 
-    # Others' trials
+    # Trials of other workers
 
     def reap(self) -> list[FrozenTrial]:
         """Fail the running trials whose workers are gone; return those that may still be alive."""
@@ -106,18 +106,18 @@ class _Worker:
         return fail_stale_trials(self._storage, others, self._monitor)
 
     def reap_to_the_end(self) -> None:
-        """Wait until every trial that is still running was seen alive, or its lease ran out."""
+        """Wait until every running trial has shown a new heartbeat, or its lease has expired."""
         first = {t.number: heartbeat_of(t) for t in self.reap()}
         while any(first.get(t.number) == heartbeat_of(t) for t in self.reap()):
             time.sleep(min(1.0, self._monitor.lease / 20))
 
     def _warn_of_other_host(self, trial: FrozenTrial) -> None:
-        sign = heartbeat_of(trial)
+        beat = heartbeat_of(trial)
         database = database_of(self._storage)
-        if self._warned or sign is None or database is None or database.engine.name != "sqlite":
+        if self._warned or beat is None or database is None or database.engine.name != "sqlite":
             return
         # The first part of a machine's name is its boot; containers of one host share it.
-        if sign.machine[:13] != machine()[:13] and abs(time.time() - sign.at) < self._monitor.lease:
+        if beat.machine[:13] != machine()[:13] and abs(time.time() - beat.at) < self._monitor.lease:
             self._warned = True
             warnings.warn(
                 f"trial {trial.number} runs on another host, {WORKER.read(trial)}, and "
@@ -125,7 +125,7 @@ class _Worker:
                 stacklevel=2,
             )
 
-    # Our own
+    # Trials of this worker
 
     def ask(self, count: int) -> list[Trial]:
         """Ask for up to ``count`` trials; none if the study is done."""
@@ -142,7 +142,7 @@ class _Worker:
             except GenerationTimeoutError:
                 if not trials:
                     raise  # else another worker has taken the last slot of the batch
-            except UpdateFinishedTrialError:  # the lease ran out before the trial had begun
+            except UpdateFinishedTrialError:  # the lease expired before the trial had begun
                 if not trials:
                     continue
             except BaseException:
@@ -233,7 +233,7 @@ class _Worker:
         return True
 
     def _give_back(self, trials: list[Trial]) -> None:
-        """Fail trials that were not evaluated, without a mark: their slots are drawn again."""
+        """Fail trials that were not evaluated, without the mark of a failed objective."""
         for trial in trials:
             self._keeper.release(self._storage, trial._trial_id)
             fail_trial(self._storage, trial._trial_id)
