@@ -142,7 +142,7 @@ def test_the_count_survives_a_move(move):
     assert criterion.state_dict()["steps"].item() == 2
 
 
-def test_the_progress_that_is_set_takes_the_place_of_the_count():
+def test_a_progress_that_is_set_replaces_the_count():
     criterion = phased(total_steps=None)
     assert criterion.progress is None
     for progress, weight in [(0.4, 0.5), (0.0, 0), (0.2, 0), (0.3, 0.25), (0.6, 1), (1, 1)]:
@@ -172,7 +172,7 @@ def test_in_evaluation_it_is_the_late_loss_and_does_not_count(progress):
     assert torch.equal(called(unknown), called(LATE))
 
 
-def test_a_loss_that_cannot_know_the_moment_says_what_to_do():
+def test_without_total_steps_or_progress_the_error_says_what_to_set():
     with pytest.raises(RuntimeError, match="build it with total_steps, or set its progress"):
         called(phased(total_steps=None))
 
@@ -212,7 +212,7 @@ def test_soft_labels_and_pixels_reach_the_parts():
     torch.testing.assert_close(criterion(pixels, labels), expected)
 
 
-def test_what_parts_ask_of_the_loop_is_passed_on():
+def test_attributes_of_the_parts_for_the_training_loop_are_passed_on():
     memory = ELRLoss(num_samples=20, num_classes=10)
     criterion = ScaledLoss(phased(memory, MAELoss()), 2.0)
     assert criterion.takes_index
@@ -234,7 +234,7 @@ def test_what_parts_ask_of_the_loop_is_passed_on():
 # --- By name ---
 
 
-def test_the_named_pairs_are_what_they_say():
+def test_the_named_pairs_are_those_of_their_formulas():
     p = LOGITS.softmax(-1).gather(1, LABELS[:, None])[:, 0]
     confirm = 0.5 - 0.5 * (p**2).mean()
     sce, ce, mae = (called(make_loss(name, 10)) for name in ("sce", "ce", "mae"))

@@ -22,7 +22,7 @@ FOLDER = Path(zoo.__file__).parent
 
 @pytest.fixture
 def two_losses(tmp_path, monkeypatch):
-    """Another folder in the place of the zoo, with two losses in it."""
+    """Replace the folder of the zoo by one with two losses in it."""
     save_loss(TaylorLoss(MSE_THETA, 10, eta=4.0), tmp_path / "squared-error.json")
     absolute = TaylorLoss(MAE_THETA, 10)
     save_loss(absolute, tmp_path / "absolute-error.json", provenance={"provisional": True})
