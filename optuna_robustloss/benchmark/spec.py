@@ -30,15 +30,16 @@ class BenchmarkSpec(SpecFile):
     methods: OneOrMany[str] = Field(min_length=1)
     """``make_loss`` names, loss files, and ``forward``, ``jocor``, ``elr``."""
     tasks: OneOrMany[TaskGrid] = Field(min_length=1)
-    """Grids of data sets, architectures and noise; what a grid sets goes before the below."""
+    """Grids of data sets, architectures and noise; a grid's ``recipe`` and ``train`` override the
+    benchmark's."""
     recipe: RecipeChanges = Field(default_factory=dict)
     """Changes to the paper's recipe of each architecture, such as ``epochs``."""
     train: int | None = Field(default=None, ge=1)
     """Training images; all that validation leaves if not set."""
     validation: int = Field(default=1000, ge=0)
-    """Validation images, of which clean and noisy labels are used in turn."""
+    """Validation images; they are scored with their clean and with their noisy labels."""
     few: int = Field(default=200, ge=0)
-    """How many of them are clean, where only few are."""
+    """Number of clean validation labels in the regime with few clean labels."""
     test: int | None = Field(default=None, ge=1)
     """Test images, drawn anew for each seed; all if not set."""
     evaluations: int = Field(default=20, ge=1)
@@ -46,13 +47,13 @@ class BenchmarkSpec(SpecFile):
     seeds: int = Field(default=3, ge=1)
     """Repetitions, each with noise, split, initial weights and batch order of its own."""
     seed: int = Field(default=0, ge=0)
-    """From which all seeds follow."""
+    """Seed that all others are derived from."""
     scales: OneOrMany[float] = (0.05, 0.1, 0.2, 0.5, 1, 2)
     """Factors of each loss that the tuned pass trains with."""
     horizons: OneOrMany[float] = (1, 3)
-    """Lengths of training that may be asked for, as multiples of the epochs."""
+    """Lengths of training that ``--horizon`` may name, as multiples of the epochs."""
     schedules: OneOrMany[Schedule] = ("recipe", "constant", "cosine")
-    """Learning rates over the run that may be asked for."""
+    """Learning-rate schedules that ``--schedule`` may name."""
 
     @field_validator("methods")
     @classmethod
@@ -63,10 +64,10 @@ class BenchmarkSpec(SpecFile):
 
     @field_validator("scales", "horizons", "schedules")
     @classmethod
-    def _has_the_usual(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _check_values(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if 1 not in value and "recipe" not in value:
-            usual = "'recipe'" if value and isinstance(value[0], str) else "1"
-            raise ValueError(f"{usual}, the native one, must be among them")
+            native = "'recipe'" if value and isinstance(value[0], str) else "1"
+            raise ValueError(f"{native}, the native one, must be among them")
         if not all(isinstance(v, str) or 0 < v < math.inf for v in value):
             raise ValueError(f"expected positive numbers, got {list(value)}")
         return value
@@ -76,7 +77,7 @@ class BenchmarkSpec(SpecFile):
         for name in ("methods", "scales", "horizons", "schedules"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} has the same value twice")
+                raise ValueError(f"{name} has the same value twice, got {list(values)}")
         labels = [task.label for task in self.task_specs]
         twice = [label for label in labels if labels.count(label) > 1]
         if twice:
@@ -87,7 +88,7 @@ class BenchmarkSpec(SpecFile):
 
     @cached_property
     def task_specs(self) -> tuple[TaskSpec, ...]:
-        """All tasks, group after group."""
+        """All tasks, grid after grid."""
         return tuple(
             task
             for grid in self.tasks
@@ -97,7 +98,7 @@ class BenchmarkSpec(SpecFile):
         )
 
     def task(self, label: str) -> TaskSpec:
-        """Return a task by its label."""
+        """Return the task of a label."""
         return next(task for task in self.task_specs if task.label == label)
 
     def runs(

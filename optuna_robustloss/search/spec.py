@@ -93,7 +93,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     generations: int = Field(default=30, ge=1)
     seed: int = Field(default=0, ge=0)
     sampler: SamplerName = "generational"
-    """Ours, or one of Optuna's."""
+    """``generational``, or one of Optuna's."""
     sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
     """First σ of each coefficient, for the generational sampler."""
     lr_adapt: bool = False
