@@ -11,8 +11,8 @@ PACKAGE = Path(optuna_robustloss.__file__).parent
 GROUND = {"seeds", "spec_files", "attributes", "distributed", "losses"}
 MAY_IMPORT = {
     "seeds": set(),
-    "spec_files": set(),
     "attributes": set(),
+    "spec_files": {"attributes"},
     "distributed": set(),
     "losses": set(),
     "tasks": {"seeds", "spec_files"},

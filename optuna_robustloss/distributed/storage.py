@@ -23,6 +23,7 @@ from optuna.study import Study
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
+from optuna_robustloss.distributed.mounts import network_file_system, read_mounts
 from optuna_robustloss.distributed.retry import (
     RetryPolicy,
     Transient,
@@ -63,27 +64,6 @@ _EXTRAS = {
     "mysql": ("mysql", "mysql+pymysql"),
     "mariadb": ("mysql", "mysql+pymysql"),
 }
-#: File systems on which the locks of SQLite do not work, or not everywhere.
-_NETWORK = re.compile(
-    r"(fuse\.)?(nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|fhgfs|ceph\w*|glusterfs|sshfs|afs|openafs|"
-    r"9p|ncpfs|panfs|p?vfs2|orangefs|wekafs|davfs2?|moosefs|mfs|juicefs|s3fs|gcsfuse|rclone|vboxsf)"
-)
-
-
-def load_study(storage: str | BaseStorage, study_name: str) -> Study:
-    """Open a study by its name.
-
-    Raises:
-        ValueError: the storage has no such study; lists those it has.
-
-    """
-    try:
-        return optuna.load_study(study_name=study_name, storage=storage)
-    except KeyError:
-        names = ", ".join(optuna.get_all_study_names(storage)) or "none yet"
-        raise ValueError(
-            f"there is no study {study_name!r} in the storage; it has: {names}"
-        ) from None
 
 
 def open_storage(url: str, *, create: bool = False, patience: float = 300.0) -> BaseStorage:
@@ -125,25 +105,20 @@ def open_storage(url: str, *, create: bool = False, patience: float = 300.0) -> 
     return _open_database(url, patience)
 
 
-def network_file_system(path: Path, mountinfo: str) -> str | None:
-    """Return the type of the network file system that ``path`` is on, or None if it is local.
+def load_study(storage: str | BaseStorage, study_name: str) -> Study:
+    """Open a study by its name.
 
-    Args:
-        path: absolute, without symbolic links.
-        mountinfo: the text of Linux's ``/proc/self/mountinfo``.
+    Raises:
+        ValueError: the storage has no such study; lists those it has.
 
     """
-    kind, depth = "", -1
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        mounted, types = before.split(), after.split()
-        if len(mounted) < 5 or not types:
-            continue
-        # Space, tab, newline and backslash are written as octal numbers.
-        folder = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mounted[4]))
-        if path.is_relative_to(folder) and len(folder.parts) >= depth:  # the later mount is on top
-            kind, depth = types[0], len(folder.parts)
-    return kind if _NETWORK.fullmatch(kind) else None
+    try:
+        return optuna.load_study(study_name=study_name, storage=storage)
+    except KeyError:
+        names = ", ".join(optuna.get_all_study_names(storage)) or "none yet"
+        raise ValueError(
+            f"there is no study {study_name!r} in the storage; it has: {names}"
+        ) from None
 
 
 def _check_sqlite(storage: str, create: bool) -> None:
@@ -152,11 +127,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
         return
     if not create and not Path(path).is_file():
         raise _no_file("database", path)
-    mounts = Path("/proc/self/mountinfo")
-    kind = None
-    if mounts.is_file():
-        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
-        kind = network_file_system(Path(path).resolve(), text)
+    kind = network_file_system(Path(path).resolve(), read_mounts())
     if kind is not None:
         warnings.warn(
             f"the SQLite file {path} is on a network file system ({kind}), where its locks may not "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optuna_robustloss.distributed.storage import network_file_system
+from optuna_robustloss.distributed.mounts import network_file_system
 
 MOUNTS = r"""
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
