@@ -15,7 +15,7 @@ from benchmarks.quartiles import Quartiles
 from optuna_robustloss import NoisyLabelObjective, StudySpec
 from optuna_robustloss.search.samplers import make_sampler
 from optuna_robustloss.tasks.models import build_model
-from optuna_robustloss.training.loop import default_device
+from optuna_robustloss.training.networks import default_device
 from optuna_robustloss.training.population.backend import build
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -142,7 +142,7 @@ def _generations(
     name: str, spec: StudySpec, root: Path | None, generations: int, stopping: bool
 ) -> Iterator[GenerationRow]:
     if not stopping:
-        spec = spec.model_copy(update={"stop_at_chance_after": None, "rungs": ()})
+        spec = spec.model_copy(update={"stop_at_chance_after": None, "prune_at": ()})
     objective = NoisyLabelObjective(spec, root=root)
     study = optuna.create_study(direction="maximize")
     study.sampler = make_sampler(spec, study._storage)

@@ -20,8 +20,9 @@ from optuna_robustloss.losses.taylor.polynomial import MAE_THETA
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.loop import default_device, train_population
+from optuna_robustloss.training.networks import default_device
 from optuna_robustloss.training.population.backend import fastest_backend
+from optuna_robustloss.training.train import train
 
 ARCHITECTURES = ("mlp2", "mlp3", "cnn4")
 #: The shipped studies' training: so many images and epochs.
@@ -108,15 +109,13 @@ def suite_rows(root: Path | None, rounds: int) -> Iterator[SuiteRow]:
             seconds.setdefault((architecture, "plain loop"), []).append(taken)
             for name in contenders:
                 start = perf_counter()
-                train_population(
+                train(
                     tasks[architecture, name],
                     population,
                     seed=0,
-                    watch=task.validation,
-                    watch_at=(),
+                    evaluate_on=task.validation,
                     epochs=TIMED_EPOCHS,
-                    stop_at_chance_after=None,
-                )
+                ).finish()
                 taken = times * (perf_counter() - start) / POPSIZE
                 seconds.setdefault((architecture, name), []).append(taken)
     names = ["plain loop", *contenders]
@@ -180,14 +179,12 @@ def fitness_rows(root: Path | None, candidates: int) -> Iterator[FitnessRow]:
             theirs.append(plain.train(network, as_printed(loss), *loaders, EPOCHS))
         both = []
         for precision in ("float32", "bfloat16"):
-            runs = train_population(
+            runs = train(
                 task_of(architecture, root, precision=precision),
                 population,
                 seed=0,
-                watch=task.validation,
-                watch_at=(),
-                stop_at_chance_after=None,
-            )
+                evaluate_on=task.validation,
+            ).finish()
             both.append([run.curve[-1].accuracy for run in runs])
         yield FitnessRow(architecture, theirs, *both)
 

@@ -9,7 +9,7 @@ recipe. Within each generation all share noise, split and initial weights. It pr
 the generations:
 
 - the rank correlation of early signals, the accuracy along the way first of all, with the accuracy
-  at the end, for every network and for the mean over the networks ("rungs" of a spec);
+  at the end, for every network and for the mean over the networks ("prune_at" of a spec);
 - how many candidates would be stopped as near chance at each moment, and how many of them would
   have ended in the better half ("stop_at_chance_after" of a spec);
 - the rank correlation of the fitness under each variant with that under the first.
@@ -37,8 +37,8 @@ from optuna_robustloss.search.objective import generation_of
 from optuna_robustloss.search.space import LossParameters
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import Task, prepare_task
-from optuna_robustloss.training.loop import steps_per_epoch, train_population
 from optuna_robustloss.training.population.backend import Backend
+from optuna_robustloss.training.train import steps_per_epoch, train
 
 Candidates = dict[str, LossParameters]
 Curve = dict[str, list[float]]
@@ -114,16 +114,15 @@ def curves(
     """Train to the end, and watch the validation images and the noisy training labels."""
     per_epoch, epochs = steps_per_epoch(task), task.spec.recipe.epochs
     count = min(MOMENTS, epochs)
-    runs = train_population(
+    runs = train(
         task,
         [loss.build(task.num_classes) for loss in losses],
         seed=seed,
-        watch=task.validation,
-        also_watch=[replace(task.train, index=task.train.index[: len(task.validation)])],
-        watch_at=[round(epochs * (i + 1) / count) * per_epoch for i in range(count)],
-        stop_at_chance_after=None,
+        evaluate_on=task.validation,
+        evaluate_also_on=[replace(task.train, index=task.train.index[: len(task.validation)])],
+        evaluate_at=[round(epochs * (i + 1) / count) * per_epoch for i in range(count)],
         backend=backend,
-    )
+    ).finish()
     padded = [[*run.curve, *[run.curve[-1]] * (count - len(run.curve))] for run in runs]
     return [
         {

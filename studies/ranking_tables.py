@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from optuna_robustloss.training.loop import hopeless_below
+from optuna_robustloss.training.scoring import chance_threshold
 
 Record = dict[str, Any]
 Curves = np.ndarray
@@ -48,8 +48,8 @@ def print_tables(records: list[Record], variants: Sequence[str]) -> None:
         for task in dict.fromkeys(r["task"] for r in own):
             of_task = [r for r in own if r["task"] == task]
             console.print(signal_table(of_task, f"{task} {variant}"))
-            console.print(hopeless_table(of_task, f"{task} {variant}"))
-        console.print(rung_table(own, f"mean over networks {variant}"))
+            console.print(chance_table(of_task, f"{task} {variant}"))
+        console.print(pruning_table(own, f"mean over networks {variant}"))
     if len(variants) > 1:
         console.print(variant_table(records, variants))
 
@@ -76,7 +76,7 @@ def signal_table(records: list[Record], title: str) -> Table:
     return table
 
 
-def hopeless_table(records: list[Record], title: str) -> Table:
+def chance_table(records: list[Record], title: str) -> Table:
     """Candidates near chance at each moment, and those among them that end in the better half."""
     table = Table(
         "share of steps", "near chance", "of these learn", "of these in the better half",
@@ -86,7 +86,7 @@ def hopeless_table(records: list[Record], title: str) -> Table:
         near, learn, good, count = 0, 0, 0, 0
         for record in records:
             clean = curves_of(record, "validation")
-            threshold = hopeless_below(record["classes"])
+            threshold = chance_threshold(record["classes"])
             low = clean[:, _moment(share, clean.shape[1]) - 1] < threshold
             end = clean[:, -1]
             near += int(low.sum())
@@ -105,12 +105,12 @@ def by_generation(records: list[Record]) -> dict[int, list[Record]]:
     return result
 
 
-def rung_table(records: list[Record], title: str) -> Table:
+def pruning_table(records: list[Record], title: str) -> Table:
     """How the mean over networks so far ranks as the mean over all at the end.
 
     ``lost`` is the share of the worst third at that moment that ends in the better half.
     """
-    table = Table("networks trained", "Spearman (lowest)", "lost", title=f"{title}: rungs")
+    table = Table("networks trained", "Spearman (lowest)", "lost", title=f"{title}: pruning")
     tasks = max((len(g) for g in by_generation(records).values()), default=0)
     for position in range(tasks):
         for share in (*SHARES, 1.0):
@@ -121,9 +121,9 @@ def rung_table(records: list[Record], title: str) -> Table:
                 arrays = [curves_of(r, "validation") for r in group]
                 final = np.mean([a[:, -1] for a in arrays], axis=0)
                 now = arrays[position][:, _moment(share, arrays[position].shape[1]) - 1]
-                merit = np.mean([*[a[:, -1] for a in arrays[:position]], now], axis=0)
-                values.append(rank_correlation(merit, final))
-                worst = np.argsort(merit)[: len(merit) // 3]
+                mean = np.mean([*[a[:, -1] for a in arrays[:position]], now], axis=0)
+                values.append(rank_correlation(mean, final))
+                worst = np.argsort(mean)[: len(mean) // 3]
                 lost.append(float((final[worst] > np.median(final)).mean()))
             if values:
                 table.add_row(

@@ -78,7 +78,7 @@ validation: 100
 popsize: 6
 generations: 2
 stop_at_chance_after: null
-rungs: [0.5]
+prune_at: [0.5]
 """
     (tmp_path / "small.yaml").write_text(text)
     monkeypatch.setattr(speed_growth, "STUDIES", tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -13,12 +12,12 @@ from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.training.evaluation import TrainingResult
-from optuna_robustloss.training.loop import steps_per_epoch, train_population
 from optuna_robustloss.training.methods import train_forward_corrected, train_jocor
+from optuna_robustloss.training.train import steps_per_epoch, train
 
 
 class Procedure(Protocol):
-    """A method that changes the training; ``options`` are those of ``train_population``."""
+    """A method that changes the training; ``options`` are those of ``train``."""
 
     def __call__(
         self, task: Task, *, seed: int, epochs: int | None, scale: float, **options: Any
@@ -124,9 +123,9 @@ def train_methods(
     Args:
         task: data, architecture and recipe.
         methods: names and scales.
-        seed: of all trainings; see ``train_population``.
+        seed: of all trainings; see ``train``.
         epochs: by default the recipe's.
-        options: further ones of ``train_population``; ``observe`` is told the method's index.
+        options: further ones of ``train``.
 
     Returns:
         the runs, in the order of ``methods``.
@@ -138,12 +137,11 @@ def train_methods(
         criteria = [
             make_criterion(methods[i][0], task, methods[i][1], epochs=epochs) for i in plain
         ]
-        found = train_population(task, criteria, seed=seed, epochs=epochs, **options)
-        runs.update(zip(plain, found, strict=True))
+        training = train(task, criteria, seed=seed, epochs=epochs, **options)
+        runs.update(zip(plain, training.finish(), strict=True))
     for i, (name, scale) in enumerate(methods):
         if name in PROCEDURES:
-            train = partial(PROCEDURES[name], task, seed=seed, epochs=epochs, scale=scale)
-            runs[i] = train(**options)
+            runs[i] = PROCEDURES[name](task, seed=seed, epochs=epochs, scale=scale, **options)
     return [runs[i] for i in range(len(methods))]
 
 

@@ -19,8 +19,9 @@ from optuna_robustloss.tasks.prepare import LabelledImages, Task, prepare_task
 from optuna_robustloss.tasks.recipes import Recipe
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.evaluation import TrainingResult
-from optuna_robustloss.training.loop import initial_model, steps_per_epoch
-from optuna_robustloss.training.score import run_lengths
+from optuna_robustloss.training.networks import initial_model
+from optuna_robustloss.training.scoring import run_lengths
+from optuna_robustloss.training.train import steps_per_epoch
 
 #: Runs that one process claims and trains together, and loses when it is killed.
 TOGETHER = 8
@@ -30,7 +31,7 @@ MOST_WRONG = 500
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker trains: runs side by side, seconds of its lease, and ``train_population``'s."""
+    """How a worker trains: runs side by side, seconds of its lease, and ``train``'s."""
 
     together: int = TOGETHER
     lease: float = LEASE
@@ -73,11 +74,10 @@ def train_runs(
         [(run.method, run.scale) for run in runs],
         seed=own_seed,
         epochs=epochs,
-        watch=parts["test"],
-        also_watch=[part for name, part in parts.items() if name != "test"],
-        watch_at=evaluation_steps(task, spec, epochs),
+        evaluate_on=parts["test"],
+        evaluate_also_on=[part for name, part in parts.items() if name != "test"],
+        evaluate_at=evaluation_steps(task, spec, epochs),
         device=options.device,
-        stop_at_chance_after=None,
     )
     sums = cumulative_lrs(task.spec.recipe, epochs * steps_per_epoch(task))
     return [
@@ -101,11 +101,9 @@ def trained_networks(
         task,
         [(method, 1.0) for method in methods],
         seed=seed,
-        watch=test,
-        watch_at=(),
+        evaluate_on=test,
         device=options.device,
-        stop_at_chance_after=None,
-        models=True,
+        keep_models=True,
     )
     return test, {m: one.model for m, one in zip(methods, trained, strict=True) if one.model}
 

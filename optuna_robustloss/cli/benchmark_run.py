@@ -26,7 +26,7 @@ from optuna_robustloss.report.figures.features import feature_maps, penultimate
 from optuna_robustloss.report.figures.style import write_html
 from optuna_robustloss.report.write import write_report
 from optuna_robustloss.search.worker_job import devices_each
-from optuna_robustloss.training.loop import default_device
+from optuna_robustloss.training.networks import default_device
 
 _PACKAGES = ("optuna-robustloss", "torch", "torchvision", "timm", "optuna")
 #: Failed trainings that are shown.

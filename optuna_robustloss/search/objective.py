@@ -25,8 +25,8 @@ from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.loop import default_device
-from optuna_robustloss.training.suite import Report, SuiteScore, score_suite
+from optuna_robustloss.training.networks import default_device
+from optuna_robustloss.training.scoring import LossScore, Report, score_losses
 
 #: Key under which Optuna's CMA-ES notes the generation a trial was drawn for.
 OPTUNA_GENERATION = "cma:generation"
@@ -67,7 +67,7 @@ class NoisyLabelObjective:
     random numbers); the next generation gets fresh ones, so that the noise of one draw favours no
     candidate twice. A diverged candidate scores the accuracy it has then (about chance) and
     carries the attribute ``diverged``; one near chance after the spec's ``stop_at_chance_after``
-    is stopped there (``hopeless``).
+    is stopped there (``stopped_at_chance``).
     Candidates that are evaluated together are trained as one population, and the worst of them
     are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean
     of the finished networks and the running one, at the number of optimiser steps so far.
@@ -151,7 +151,7 @@ class NoisyLabelObjective:
             [member.parameters for member in members],
             seed,
             reports=[partial(self._report, member.trial) for member in members],
-            rungs=self.spec.prune_at,
+            prune_at=self.spec.prune_at,
         )
         outcomes: dict[int, float | Exception] = {}
         for member, result in zip(members, scores, strict=True):
@@ -167,7 +167,7 @@ class NoisyLabelObjective:
         if self.prune and trial.should_prune():
             raise TrialPruned(f"pruned after {step} steps")
 
-    def _note(self, trial: BaseTrial, result: SuiteScore) -> None:
+    def _note(self, trial: BaseTrial, result: LossScore) -> None:
         """Write what came of every network to the trial; raise what ended it early."""
         if result.error is not None:
             raise result.error
@@ -175,12 +175,12 @@ class NoisyLabelObjective:
             accuracy_on(task.label).write(trial, score.value)
             if self.spec.score == "best":
                 best_epoch_on(task.label).write(trial, score.best_epoch)
-        for name in ("diverged", "hopeless"):
+        for name in ("diverged", "stopped_at_chance"):
             affected = [t.label for t, score in result.scores.items() if getattr(score, name)]
             if affected:
                 trial.set_user_attr(name, affected)
-        if result.dropped:
-            raise TrialPruned("among the worst third of its population at a rung")
+        if result.pruned:
+            raise TrialPruned("among the worst third of its population")
 
     def tasks(self, seed: int) -> list[Task]:
         """Every task of the spec, its noise and split drawn from ``seed``; reads the data."""
@@ -192,18 +192,18 @@ class NoisyLabelObjective:
         seed: int,
         *,
         reports: Sequence[Report] | None = None,
-        rungs: Sequence[float] = (),
-    ) -> list[SuiteScore]:
+        prune_at: Sequence[float] = (),
+    ) -> list[LossScore]:
         """Score losses on every task of the spec, with everything random taken from ``seed``.
 
         Args:
             losses: K of them, trained together.
             seed: see above.
-            reports: see ``score_suite``.
-            rungs: see ``score_suite``; by default every loss is trained to the end.
+            reports: see ``score_losses``.
+            prune_at: see ``score_losses``; by default every loss is trained to the end.
 
         """
-        return score_suite(
+        return score_losses(
             self.tasks(seed),
             [parameters.build for parameters in losses],
             seed=seed,
@@ -212,5 +212,5 @@ class NoisyLabelObjective:
             device=self.device,
             reports=reports,
             stop_at_chance_after=self.spec.stop_at_chance_after,
-            rungs=rungs,
+            prune_at=prune_at,
         )

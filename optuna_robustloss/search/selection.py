@@ -27,7 +27,7 @@ from optuna_robustloss.search.space import Parameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import attach_spec, read_generations, trials_done
 from optuna_robustloss.seeds import derive_seed
-from optuna_robustloss.training.loop import steps_per_epoch
+from optuna_robustloss.training.train import steps_per_epoch
 
 #: Number of last generations whose CMA means are averaged.
 LAST_MEANS = 5

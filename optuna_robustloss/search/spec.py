@@ -14,8 +14,7 @@ from optuna_robustloss.search.space import DEFAULT_SIGMA, SearchSpace, SpaceOpti
 from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel
 from optuna_robustloss.tasks.recipes import RecipeChanges
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec, ValidationLabels
-from optuna_robustloss.training.loop import STOP_AT_CHANCE_AFTER
-from optuna_robustloss.training.score import ScoreKind
+from optuna_robustloss.training.scoring import STOP_AT_CHANCE_AFTER, ScoreKind
 
 SamplerName = Literal["generational", "optuna-cmaes", "tpe", "random", "gp"]
 #: Options of the generational sampler, at their defaults with any other.

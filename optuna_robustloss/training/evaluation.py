@@ -1,7 +1,8 @@
-"""The accuracy of networks along the way."""
+"""The accuracy of networks during and after training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -19,40 +20,57 @@ _SMALLEST_BATCH = 125
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A moment of a run: after ``step`` optimiser steps, that is ``epoch`` epochs."""
+    """Accuracies of one network after ``step`` optimiser steps, that is ``epoch`` epochs."""
 
     step: int
     epoch: float
     accuracy: float
     also: tuple[float, ...] = ()
-    """Accuracies on the further images that were watched."""
+    """Accuracies on the further images."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of one candidate's training."""
+    """The outcome of one candidate's training."""
 
     curve: tuple[Evaluation, ...]
-    """Accuracy on the images that were watched, in order of the steps."""
+    """All evaluations, in order of the steps."""
     diverged: bool = False
-    """The loss or the network's output was not finite; training stopped there."""
-    hopeless: bool = False
-    """Accuracy was near chance when it was checked; training stopped there."""
-    dropped: bool = False
-    """It was stopped at a rung."""
-    error: Exception | None = None
-    """What the observer raised; training stopped there."""
+    """The loss or the network's output was not finite; training ended there."""
+    stopped: bool = False
+    """The caller stopped it."""
     model: nn.Module | None = None
-    """The trained network, if it was asked for."""
+    """The trained network, if networks are kept."""
 
     @property
     def complete(self) -> bool:
         """Whether the training went to its end."""
-        return not (self.diverged or self.hopeless or self.dropped or self.error)
+        return not (self.diverged or self.stopped)
+
+
+def smoothed_best(curve: Sequence[Evaluation]) -> Evaluation:
+    """Return the best point of a moving mean over three evaluations.
+
+    A single high evaluation does not win. The first and the last point are averaged with
+    their one neighbour.
+
+    Raises:
+        ValueError: the curve is empty.
+
+    """
+    best = None
+    for i, point in enumerate(curve):
+        window = curve[max(0, i - 1) : i + 2]
+        mean = sum(p.accuracy for p in window) / len(window)
+        if best is None or mean > best.accuracy:
+            best = Evaluation(point.step, point.epoch, mean)
+    if best is None:
+        raise ValueError("the curve is empty")
+    return best
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """TrainingResult matrix products and convolutions in ``precision``."""
+    """Run matrix products and convolutions in ``precision`` inside the context."""
     half = precision == "bfloat16"
     # CUDA graphs replay the casts of the weights, which a cache would leave out.
     cached = device.type != "cuda"

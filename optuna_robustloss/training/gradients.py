@@ -1,4 +1,4 @@
-"""The gradient of K losses at the logits of K networks: all that training needs of a loss."""
+"""The gradients of K losses at the logits of K networks, which training propagates back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
-from optuna_robustloss.losses.closed_form import ClosedForm, stack_gradients
-from optuna_robustloss.losses.closed_form import closed_form as form_of
+from optuna_robustloss.losses.closed_form import ClosedForm, closed_form, stack_gradients
 
 
 class LossGradients(ABC):
-    """dL_k/dlogits_k of K losses for the same labels."""
+    """Computes dL_k/dlogits_k of K losses for the same labels."""
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,33 +30,29 @@ class LossGradients(ABC):
 
     @abstractmethod
     def keep(self, indices: Sequence[int]) -> None:
-        """Go on with the losses ``indices``, in this order."""
-
-    @abstractmethod
-    def extend(self, other: LossGradients) -> None:
-        """Append the losses of ``other``, which is of the same kind."""
+        """Keep only the losses ``indices``, in this order."""
 
     @abstractmethod
     def set_progress(self, progress: float) -> None:
-        """Tell the losses that ask for it which share of the steps is done, from 0 to 1."""
+        """Set the share of the steps done, from 0 to 1, on the losses that depend on it."""
 
     def set_index(self, index: Tensor) -> None:  # noqa: B027
-        """Tell the losses that ask for it which images the next batch has, ``(N,)`` int64."""
+        """Set the image indices ``(N,)`` of the next batch, for losses with ``takes_index``."""
 
     @property
     def l1(self) -> Sequence[float]:
-        """Weight of the sum of absolute network weights, which each loss wants added."""
+        """Factors of the L1 norm of the network weights, one for each loss; empty for none."""
         return ()
 
 
-class TaylorGradients(LossGradients):
-    """Taylor losses of one variable: written down for all K at once, without autograd.
+class ClosedFormGradients(LossGradients):
+    """Computes the gradients of K losses with a closed form at once, without autograd.
 
-    A ``PhasedLoss`` of two such losses is one of them again at every step, since the gradient is
-    linear in the coefficients.
+    A loss with phases has a closed form at every step, since the gradient is linear in the
+    coefficients.
 
     Args:
-        forms: of the K losses.
+        forms: closed forms of the K losses, of one variable.
         device: where the logits are.
 
     """
@@ -72,7 +67,7 @@ class TaylorGradients(LossGradients):
         self.set_progress(0.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``LossGradients``; a Taylor loss is finite where the logits are."""
+        """See ``LossGradients``; these losses are finite where the logits are."""
         return self._gradient(logits, labels), torch.isfinite(logits).flatten(1).all(1)
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -82,15 +77,6 @@ class TaylorGradients(LossGradients):
         self._forms = [self._forms[i] for i in indices]
         self._weights = [self._weights[i] for i in indices]
 
-    def extend(self, other: LossGradients) -> None:
-        """See ``LossGradients``."""
-        assert isinstance(other, TaylorGradients)
-        self._early.extend(other._early)
-        self._late.extend(other._late)
-        self._gradient.extend(other._gradient)
-        self._forms += other._forms
-        self._weights += other._weights
-
     def set_progress(self, progress: float) -> None:
         """Blend the two phases of the losses that have them."""
         weights = [form.late_share(progress) for form in self._forms]
@@ -99,8 +85,8 @@ class TaylorGradients(LossGradients):
             self._gradient.blend(self._early, self._late, torch.tensor(weights))
 
 
-class AnyGradients(LossGradients):
-    """Any losses ``criterion(logits, labels) → scalar``, one after another, by autograd."""
+class AutogradGradients(LossGradients):
+    """Computes the gradients of any losses ``criterion(logits, labels) → scalar`` by autograd."""
 
     def __init__(self, criteria: Sequence[nn.Module]) -> None:
         self._criteria = list(criteria)
@@ -119,16 +105,11 @@ class AnyGradients(LossGradients):
         """See ``LossGradients``."""
         self._criteria = [self._criteria[i] for i in indices]
 
-    def extend(self, other: LossGradients) -> None:
-        """See ``LossGradients``."""
-        assert isinstance(other, AnyGradients)
-        self._criteria += other._criteria
-
     def set_progress(self, progress: float) -> None:
-        """Set the attribute ``progress`` of the losses, and parts of losses, that have one."""
+        """Set the attribute ``progress`` of the losses, and modules of losses, that have one."""
         for criterion in self._criteria:
-            for follower in followers(criterion):
-                follower.progress = progress  # type: ignore[assignment]
+            for module in progress_modules(criterion):
+                module.progress = progress  # type: ignore[assignment]
 
     def _loss(self, criterion: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
         further = (self._index,) if getattr(criterion, "takes_index", False) else ()
@@ -136,7 +117,7 @@ class AnyGradients(LossGradients):
         return loss
 
     def set_index(self, index: Tensor) -> None:
-        """Kept for the losses with ``takes_index``."""
+        """See ``LossGradients``."""
         self._index = index
 
     @property
@@ -145,33 +126,39 @@ class AnyGradients(LossGradients):
         return [getattr(criterion, "l1", 0.0) for criterion in self._criteria]
 
 
-def followers(criterion: nn.Module) -> list[nn.Module]:
-    """Return the parts of a loss, perhaps itself, that want to be told the progress."""
+def progress_modules(criterion: nn.Module) -> list[nn.Module]:
+    """Return the modules of a loss with an attribute ``progress``, perhaps the loss itself."""
     return [module for module in criterion.modules() if hasattr(module, "progress")]
 
 
 def is_closed_form(criteria: Sequence[nn.Module]) -> bool:
-    """Whether ``TaylorGradients`` serves: all have a closed form, of one variable."""
-    forms = [form_of(criterion) for criterion in criteria]
+    """Return whether all losses have a closed form, of one and the same variable."""
+    forms = [closed_form(criterion) for criterion in criteria]
     phases = [phase for form in forms if form for phase in (form.early, form.late)]
     return None not in forms and len({phase.variable for phase in phases}) == 1
 
 
 def loss_gradients(
-    criteria: Sequence[nn.Module], num_classes: int, device: torch.device, *, closed_form: bool
+    criteria: Sequence[nn.Module], num_classes: int, device: torch.device, *, without_autograd: bool
 ) -> LossGradients:
-    """Return the gradients of ``criteria``, in closed form if ``is_closed_form`` says so.
+    """Return the gradients of K losses.
+
+    Args:
+        criteria: the losses.
+        num_classes: C of the task.
+        device: where the logits are.
+        without_autograd: use the closed forms; requires ``is_closed_form(criteria)``.
 
     Raises:
-        ValueError: a Taylor loss was built for another number of classes.
+        ValueError: a loss with a closed form was built for another number of classes.
 
     """
-    forms = [form_of(criterion) for criterion in criteria]
+    forms = [closed_form(criterion) for criterion in criteria]
     for phase in (phase for form in forms if form for phase in (form.early, form.late)):
         if phase.num_classes != num_classes:
             raise ValueError(
                 f"the loss was built for {phase.num_classes} classes, the task has {num_classes}"
             )
-    if not closed_form:
-        return AnyGradients([criterion.to(device) for criterion in criteria])
-    return TaylorGradients([form for form in forms if form], device)
+    if not without_autograd:
+        return AutogradGradients([criterion.to(device) for criterion in criteria])
+    return ClosedFormGradients([form for form in forms if form], device)

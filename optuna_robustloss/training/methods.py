@@ -15,7 +15,8 @@ from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import Precision
 from optuna_robustloss.training.evaluation import TrainingResult, autocast
-from optuna_robustloss.training.loop import default_device, initial_model, train_population
+from optuna_robustloss.training.networks import default_device, initial_model
+from optuna_robustloss.training.train import train
 
 #: Share of the small probabilities, per class, above which images are no anchor but outliers.
 ANCHOR_QUANTILE = 0.97
@@ -37,33 +38,30 @@ def train_forward_corrected(
         seed: of both trainings.
         epochs: of each training; by default the recipe's.
         scale: factor of both losses.
-        options: further ones of ``train_population``, for the second training.
+        options: further ones of ``train``, for the second training.
 
     Returns:
         the second training, or the first if it diverged.
 
     """
     device = options["device"] = options.get("device") or default_device()
-    first = train_population(
+    (first,) = train(
         task,
         [ScaledLoss(nn.CrossEntropyLoss(), scale)],
         seed=seed,
-        watch=options["watch"],
-        watch_at=(),
+        evaluate_on=options["evaluate_on"],
         epochs=epochs,
         device=device,
-        stop_at_chance_after=None,
-        models=True,
-    )[0]
+        keep_models=True,
+    ).finish()
     if first.diverged:
         return first
     assert first.model is not None
     probabilities = predict(first.model, task.train, device, task.spec.recipe.precision)
     quantile = ANCHOR_QUANTILE if task.num_classes < 100 else 1.0
     criterion = ForwardCorrectionLoss(estimate_transition(probabilities, quantile))
-    return train_population(
-        task, [ScaledLoss(criterion, scale)], seed=seed, epochs=epochs, **options
-    )[0]
+    training = train(task, [ScaledLoss(criterion, scale)], seed=seed, epochs=epochs, **options)
+    return training.finish()[0]
 
 
 def estimate_transition(probabilities: Tensor, quantile: float = ANCHOR_QUANTILE) -> Tensor:
@@ -203,12 +201,12 @@ def train_jocor(
         seed: of the training.
         epochs: by default the recipe's.
         scale: factor of the loss.
-        options: further ones of ``train_population``.
+        options: further ones of ``train``.
 
     """
     rate = UNKNOWN_RATE if task.noise is None else task.noise.rate
     loss = JoCoRLoss(rate, epochs or task.spec.recipe.epochs)
-    run = train_population(
+    training = train(
         task,
         [ScaledLoss(loss, scale)],
         seed=seed,
@@ -216,5 +214,8 @@ def train_jocor(
         backend="separate",
         network=twins,
         **options,
-    )[0]
-    return replace(run, model=run.model.first) if isinstance(run.model, Twins) else run
+    )
+    (result,) = training.finish()
+    if isinstance(result.model, Twins):
+        result = replace(result, model=result.model.first)
+    return result

@@ -110,7 +110,7 @@ def test_a_trial_knows_the_accuracy_of_every_task_and_its_worker():
     assert trial.value == pytest.approx((noisy + clean) / 2)
     assert noisy != clean
     assert trial.user_attrs["worker"].rpartition(":")[2].isdigit()
-    assert not {"diverged", "hopeless"} & trial.user_attrs.keys()
+    assert not {"diverged", "stopped_at_chance"} & trial.user_attrs.keys()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_better_loss_scores_better():
     assert evaluate(FixedTrial(evaluate.spec.space.start_point)) > 0.3
     trial = FixedTrial(backwards)
     assert wide(trial) < 0.2
-    assert trial.user_attrs["hopeless"] == [LABEL]
+    assert trial.user_attrs["stopped_at_chance"] == [LABEL]
 
 
 def test_scores_of_a_loss_do_not_depend_on_a_trial():

@@ -37,10 +37,10 @@ import sys, time
 from optuna_robustloss.cli.app import main
 from optuna_robustloss.search.objective import NoisyLabelObjective as Objective
 scores = Objective.scores
-def stuck(self, losses, seed, *, reports=None, rungs=()):
+def stuck(self, losses, seed, *, reports=None, prune_at=()):
     if reports is not None and any(report.args[0].number == 2 for report in reports):
         time.sleep(600)
-    return scores(self, losses, seed, reports=reports, rungs=rungs)
+    return scores(self, losses, seed, reports=reports, prune_at=prune_at)
 Objective.scores = stuck
 main()
 """

@@ -120,11 +120,11 @@ def test_a_trial_taken_over_while_it_trains_is_dropped(where, storage, caplog, m
     study = create_study(SPEC, storage if where == "sqlite" else None, "small")
     scores, seen = NoisyLabelObjective.scores, []
 
-    def slow(self, losses, seed, *, reports, rungs):
+    def slow(self, losses, seed, *, reports, prune_at):
         (trial,) = (report.args[0] for report in reports)
         if trial.number == 1:
             taken_over(study)(trial)
-        return scores(self, losses, seed, reports=reports, rungs=rungs)
+        return scores(self, losses, seed, reports=reports, prune_at=prune_at)
 
     monkeypatch.setattr(NoisyLabelObjective, "scores", slow)
     objective = NoisyLabelObjective(SPEC)

@@ -32,8 +32,7 @@ from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import attach_spec, open_study
 from optuna_robustloss.search.worker import run_worker
-from optuna_robustloss.training.score import Score
-from optuna_robustloss.training.suite import SuiteScore
+from optuna_robustloss.training.scoring import LossScore, Score
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -91,8 +90,8 @@ class CheapObjective(NoisyLabelObjective):
         return []
 
     def scores(
-        self, losses: Any, seed: int, *, reports: Any = None, rungs: Any = ()
-    ) -> list[SuiteScore]:
+        self, losses: Any, seed: int, *, reports: Any = None, prune_at: Any = ()
+    ) -> list[LossScore]:
         """Take a while, and return what the parameters deserve, with noise from the seed."""
         (task,) = self.spec.tasks
         results = []
@@ -104,14 +103,14 @@ class CheapObjective(NoisyLabelObjective):
                     time.sleep(random.uniform(*self.pause) / 3)
                     report(step, step / 3)
             except Exception as error:
-                results.append(SuiteScore({}, error=error))
+                results.append(LossScore({}, error=error))
                 continue
             self.fate.tick("done")
             distance = sum((x - 0.3 * i) ** 2 for i, x in enumerate(parameters.theta))
             digest = hashlib.sha256(repr((seed, parameters.theta)).encode()).digest()
             noise = int.from_bytes(digest[:4], "big") / 2**32
             score = Score(1 / (1 + distance) + 0.01 * noise, 0.0, False, False, ())
-            results.append(SuiteScore({task: score}))
+            results.append(LossScore({task: score}))
         return results
 
 

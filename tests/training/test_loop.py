@@ -3,7 +3,6 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import optuna
 import pytest
 import torch
 from torch import nn
@@ -11,9 +10,9 @@ from torch.nn import functional as F
 
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
-from optuna_robustloss.training import group
+from optuna_robustloss.training import loop
 from optuna_robustloss.training.evaluation import evaluate
-from optuna_robustloss.training.loop import steps_per_epoch
+from optuna_robustloss.training.train import steps_per_epoch
 from training.tiny import CPU, Loss, digits, same, trained, weights
 
 
@@ -38,7 +37,7 @@ def recorded(task):
 
 def test_the_same_seed_gives_the_same_curve_and_weights_to_the_last_bit():
     task = digits(augment=True)
-    first, again, other = (trained(task, seed=s, watch_at=range(12)) for s in (5, 5, 6))
+    first, again, other = (trained(task, seed=s, evaluate_at=range(12)) for s in (5, 5, 6))
     assert first.curve == again.curve
     assert same(weights(first), weights(again))
     assert not same(weights(first), weights(other))
@@ -59,7 +58,7 @@ def test_losses_with_the_same_seed_see_the_same_weights_and_batches(augment):
 
 def test_measuring_more_often_changes_nothing():
     task = digits()
-    assert same(weights(trained(task)), weights(trained(task, watch_at=range(12))))
+    assert same(weights(trained(task)), weights(trained(task, evaluate_at=range(12))))
 
 
 def test_global_random_numbers_neither_matter_nor_change():
@@ -137,7 +136,7 @@ def test_a_network_with_batch_norm_trains_on_a_last_batch_of_one_image(tmp_path)
 def test_images_are_augmented_where_the_recipe_asks_and_never_when_measured(augment):
     task = recorded(digits(train=32, augment=augment))
     watch = replace(task.train, images=Recorder(task.train.images.images))
-    trained(task, watch=watch, epochs=1)
+    trained(task, evaluate_on=watch, epochs=1)
     for part, plain in ((task.train, not augment), (watch, True)):
         ((index, images),) = part.images.seen
         ((_, expected),) = part.images.images.batches(index, 32, device=CPU)
@@ -146,8 +145,8 @@ def test_images_are_augmented_where_the_recipe_asks_and_never_when_measured(augm
 
 def test_the_learning_rate_follows_the_schedule(monkeypatch):
     built = []
-    build = group.build_optimizer
-    monkeypatch.setattr(group, "build_optimizer", lambda *a: built.append(build(*a)) or built[-1])
+    build = loop.build_optimizer
+    monkeypatch.setattr(loop, "build_optimizer", lambda *a: built.append(build(*a)) or built[-1])
     rates = []
 
     def loss(logits, labels):
@@ -177,30 +176,10 @@ def test_the_number_of_epochs_may_differ_from_the_recipes():
 # What is measured
 
 
-def test_the_curve_has_the_watched_steps_and_always_the_last():
-    told = []
-    run = trained(digits(), watch_at=[2, 7, 99], observe=told.append)
-    assert [(p.step, p.epoch) for p in run.curve] == [(2, 0.5), (7, 1.75), (12, 3.0)]
-    assert told == list(run.curve)
-    assert (run.diverged, run.hopeless) == (False, False)
-
-
 def test_the_last_point_is_the_accuracy_of_the_trained_network():
     task = digits(train=800)
     run = trained(task)
     assert run.curve[-1].accuracy == evaluate(run.model, task.validation, CPU)[0] > 0.5
-
-
-def test_what_the_observer_raises_ends_the_run():
-    def prune(point):
-        raise optuna.TrialPruned
-
-    before = torch.get_rng_state()
-    loss = Loss()
-    with pytest.raises(optuna.TrialPruned):
-        trained(digits(), loss, watch_at=[3], observe=prune)
-    assert len(loss.labels) == 3
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_counts_the_right_answers():
@@ -243,4 +222,4 @@ def test_nothing_to_watch_is_one_clear_error():
     task = digits()
     nothing = replace(task.validation, index=task.validation.index[:0])
     with pytest.raises(ValueError, match="no images to evaluate on: set the size of the valid"):
-        trained(task, watch=nothing)
+        trained(task, evaluate_on=nothing)

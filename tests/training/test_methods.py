@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from optuna_robustloss.losses import ANLCELoss, ELRLoss, ForwardCorrectionLoss, ScaledLoss
 from optuna_robustloss.tasks.recipes import build_optimizer
 from optuna_robustloss.training import methods as procedures
-from optuna_robustloss.training.loop import initial_model, train_population
 from optuna_robustloss.training.methods import (
     JoCoRLoss,
     estimate_transition,
@@ -19,15 +18,21 @@ from optuna_robustloss.training.methods import (
     train_jocor,
     twins,
 )
+from optuna_robustloss.training.networks import initial_model
 from optuna_robustloss.training.population.fusion import Fused
 from optuna_robustloss.training.population.population import Single, add_l1
-from training.tiny import CPU, digits, same, trained, weights
-
-ADAM = {"optimizer": "adam", "lr": 0.003, "momentum": 0}
+from optuna_robustloss.training.train import train
+from training.tiny import ADAM, CPU, digits, same, trained, weights
 
 
 def options(task, **more):
-    return {"seed": 5, "watch": task.test, "watch_at": (), "device": CPU, "models": True} | more
+    return {
+        "seed": 5,
+        "evaluate_on": task.test,
+        "evaluate_at": (),
+        "device": CPU,
+        "keep_models": True,
+    } | more
 
 
 # --- Forward correction ---
@@ -63,10 +68,10 @@ def test_the_second_training_uses_the_matrix_of_the_first(monkeypatch):
 
     monkeypatch.setattr(procedures, "ForwardCorrectionLoss", Kept)
     run = train_forward_corrected(task, **options(task))
-    first = trained(task, nn.CrossEntropyLoss(), watch=task.test)
+    first = trained(task, nn.CrossEntropyLoss(), evaluate_on=task.test)
     expected = estimate_transition(predict(first.model, task.train, CPU))
     torch.testing.assert_close(matrices, [expected])
-    second = trained(task, ForwardCorrectionLoss(expected), watch=task.test)
+    second = trained(task, ForwardCorrectionLoss(expected), evaluate_on=task.test)
     assert same(weights(run), weights(second))
     assert not same(weights(run), weights(first))
 
@@ -150,12 +155,12 @@ def test_jocor_trains_both_networks_and_knows_the_noise(monkeypatch):
             rates.append((forget_rate, epochs))
 
     monkeypatch.setattr(procedures, "JoCoRLoss", Kept)
-    run = train_jocor(task, **options(task, stop_at_chance_after=None))
+    run = train_jocor(task, **options(task))
     assert rates == [(task.noise.rate, 15)]
     assert run.curve[-1].accuracy > 0.6
     loss = JoCoRLoss(task.noise.rate, 15)
-    more = {"backend": "separate", "network": twins, "stop_at_chance_after": None}
-    (both,) = train_population(task, [loss], **options(task, **more))
+    more = {"backend": "separate", "network": twins}
+    (both,) = train(task, [loss], **options(task, **more)).finish()
     assert same(weights(run), both.model.first.state_dict().values())
     start = twins(task, 5)
     assert not same(weights(run), start.first.state_dict().values())
@@ -178,7 +183,7 @@ def plain_loop(task, criterion, *, index=False, l1=0.0):
     model = initial_model(task, 5)
     optimizer = build_optimizer(task.spec.recipe, model.parameters())
     recorder = Recorder()
-    train_population(task, [recorder], **options(task, backend="separate", models=False))
+    train(task, [recorder], **options(task, backend="separate", keep_models=False)).finish()
     for chosen, labels in recorder.batches:
         ((_, images),) = task.train.images.batches(chosen, len(chosen), device=CPU)
         loss = criterion(model(images), labels, *[chosen] * index)
@@ -206,9 +211,7 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(backend):
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     count = len(task.train.labels)
     criteria = [ELRLoss(count, 10), nn.CrossEntropyLoss(), ScaledLoss(ELRLoss(count, 10), 0.5)]
-    runs = train_population(
-        task, criteria, **options(task, backend=backend, stop_at_chance_after=None)
-    )
+    runs = train(task, criteria, **options(task, backend=backend)).finish()
     for run, fresh in (
         (runs[0], ELRLoss(count, 10)),
         (runs[2], ScaledLoss(ELRLoss(count, 10), 0.5)),
@@ -221,9 +224,7 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(backend):
 def test_the_l1_norm_a_loss_asks_for_is_added():
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     strong = [ANLCELoss(l1=0.01), ANLCELoss(l1=0.0), ScaledLoss(ANLCELoss(l1=0.01), 2.0)]
-    runs = train_population(
-        task, strong, **options(task, backend="batch", stop_at_chance_after=None)
-    )
+    runs = train(task, strong, **options(task, backend="batch")).finish()
     own = plain_loop(task, ANLCELoss(l1=0.01), l1=0.01)
     for mine, theirs in zip(weights(runs[0]), own.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -22,15 +22,14 @@ from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.tasks.recipes import build_optimizer
 from optuna_robustloss.training.gradients import (
-    AnyGradients,
-    TaylorGradients,
+    AutogradGradients,
+    ClosedFormGradients,
     is_closed_form,
     loss_gradients,
 )
-from optuna_robustloss.training.score import score, training_steps
+from optuna_robustloss.training.scoring import score_losses
 from training.test_gradients import by_autograd, labels, logits
-from training.test_population_loop import ADAM, SGD, alike, alone, bitwise, together
-from training.tiny import CPU, digits, same, weights
+from training.tiny import ADAM, CPU, SGD, alike, alone, bitwise, digits, same, together, weights
 
 TEN, SEVEN = 10, 7
 STEPS = 12  # of the trainings
@@ -84,8 +83,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_autograd_at_every_moment(kind):
     criteria = KINDS[kind]()
-    gradients = loss_gradients(criteria, SEVEN, CPU, closed_form=is_closed_form(criteria))
-    assert isinstance(gradients, TaylorGradients)
+    gradients = loss_gradients(criteria, SEVEN, CPU, without_autograd=is_closed_form(criteria))
+    assert isinstance(gradients, ClosedFormGradients)
     values = logits(len(criteria))
     for progress in (0.0, 0.1, 0.3, 0.45, 0.5, 0.9, 0.2, 1.0):
         gradients.set_progress(progress)
@@ -96,29 +95,23 @@ def test_gradients_are_those_of_autograd_at_every_moment(kind):
         assert finite.all()
 
 
-def test_those_that_are_kept_and_appended_go_on_with_their_own_phases():
+def test_losses_that_are_kept_go_on_with_their_own_phases():
     criteria, values = closed(SEVEN), logits(5)
-    first, second, alone_ = (
-        loss_gradients(part, SEVEN, CPU, closed_form=True)
-        for part in (criteria[:3], criteria[3:], [criteria[1]])
-    )
-    for gradients in (first, second, alone_):
-        gradients.set_progress(0.3)
-    first.keep([2, 0])
-    first.extend(second)
-    alone_.extend(first)  # of which none had phases, and no cross-entropy
-    order = [1, 2, 0, 3, 4]
+    gradients = loss_gradients(criteria, SEVEN, CPU, without_autograd=True)
+    gradients.set_progress(0.3)
+    order = [3, 1, 0, 4]
+    gradients.keep(order)
     for progress in (0.3, 0.4, 0.7):
-        alone_.set_progress(progress)
+        gradients.set_progress(progress)
         set_progress(criteria, progress)
-        found, _ = alone_(values[order], labels())
+        found, _ = gradients(values[order], labels())
         expected = by_autograd([criteria[i] for i in order], values[order], labels())
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_numbers_change_where_they_are():
     """A recorded CUDA graph reads them there."""
-    gradients = loss_gradients(closed(), TEN, CPU, closed_form=True)
+    gradients = loss_gradients(closed(), TEN, CPU, without_autograd=True)
     numbers = gradients._gradient._coefficients
     place, before = numbers.data_ptr(), numbers.clone()
     gradients.set_progress(0.4)
@@ -146,13 +139,13 @@ def test_two_taylor_losses_of_one_variable_have_a_closed_form(criterion, expecte
 
 def test_parts_for_another_number_of_classes_are_an_error():
     with pytest.raises(ValueError, match="built for 10 classes, the task has 7"):
-        loss_gradients([phased(taylor(classes=SEVEN), taylor())], SEVEN, CPU, closed_form=True)
+        loss_gradients([phased(taylor(classes=SEVEN), taylor())], SEVEN, CPU, without_autograd=True)
 
 
 def test_a_loss_within_a_scale_is_told_the_progress():
     criteria = others()
-    gradients = loss_gradients(criteria, TEN, CPU, closed_form=False)
-    assert isinstance(gradients, AnyGradients)
+    gradients = loss_gradients(criteria, TEN, CPU, without_autograd=False)
+    assert isinstance(gradients, AutogradGradients)
     gradients.set_progress(0.5)
     assert [c.progress for c in (criteria[0], criteria[1].criterion)] == [0.5, 0.5]
 
@@ -165,8 +158,8 @@ def test_a_loss_within_a_scale_is_told_the_progress():
 @pytest.mark.parametrize("backend", ["separate", "batch"])
 def test_a_population_trains_as_each_does_alone(make, recipe, backend):
     task = digits(**recipe)
-    runs = together(task, make(), backend=backend, watch_at=[4, 8])
-    apart = alone(task, make(), backend=backend, watch_at=[4, 8])
+    runs = together(task, make(), backend=backend, evaluate_at=[4, 8])
+    apart = alone(task, make(), backend=backend, evaluate_at=[4, 8])
     for run, own in zip(runs, apart, strict=True):
         if backend == "separate" and make is closed:
             assert bitwise(run, own)
@@ -207,9 +200,9 @@ def test_a_plain_loop_that_only_calls_the_loss_comes_to_the_same(criterion):
 
 def test_a_candidate_that_leaves_does_not_disturb_the_phases_of_the_others():
     task = digits(**ADAM)
-    usual = together(task, closed(), watch_at=[4])
-    runs = together(task, closed(), watch_at=[4], judge=lambda alive: [1, 4], judge_at=[4])
-    assert [run.dropped for run in runs] == [False, True, False, False, True]
+    usual = together(task, closed(), evaluate_at=[4])
+    runs = together(task, closed(), evaluate_at=[4], stop={4: [1, 4]})
+    assert [run.stopped for run in runs] == [False, True, False, False, True]
     for i in (0, 2, 3):
         assert runs[i].curve == usual[i].curve
         alike(runs[i], usual[i], 1e-6)
@@ -218,15 +211,21 @@ def test_a_candidate_that_leaves_does_not_disturb_the_phases_of_the_others():
 def test_each_horizon_has_its_own_switch():
     """The loss changes at a share of the steps, so that a shorter training changes earlier."""
     task = digits(**SGD)
-    for make in (lambda: closed()[0], lambda: ScaledLoss(closed()[0], 2.0)):
-        found = score(task, make, seed=5, horizons=[1, 2], stop_at_chance_after=None, device=CPU)
-        single = [
-            score(task, make, seed=5, horizons=[h], stop_at_chance_after=None, device=CPU)
-            for h in (1, 2)
-        ]
-        assert found.value == pytest.approx((single[0].value + single[1].value) / 2)
-        assert training_steps(task, [1, 2], [make]) == STEPS + 2 * STEPS
-    assert training_steps(task, [1, 2], [taylor]) == 2 * STEPS
+    for make in (lambda: closed()[0], lambda: ScaledLoss(closed()[0], 2.0), taylor):
+        values, steps = {}, []
+        for horizons in ((1,), (2,), (1, 2)):
+            (found,) = score_losses(
+                [task],
+                [lambda classes, make=make: make()],
+                seed=5,
+                horizons=horizons,
+                stop_at_chance_after=None,
+                device=CPU,
+                reports=[lambda step, accuracy, steps=steps: steps.append(step)],
+            )
+            values[horizons] = found.value
+        assert values[1, 2] == pytest.approx((values[1,] + values[2,]) / 2)
+        assert steps[-1] == (2 if make is taylor else 3) * STEPS
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

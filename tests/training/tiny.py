@@ -1,14 +1,20 @@
 """Runs of a second or less on scikit-learn's digits."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from optuna_robustloss.losses import MAE_THETA, MSE_THETA, MAELoss, ScaledLoss, TaylorLoss
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
-from optuna_robustloss.training.loop import train
+from optuna_robustloss.training import networks
+from optuna_robustloss.training.train import train
 
 CPU = torch.device("cpu")
+SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9}
+ADAM = {"optimizer": "adam", "lr": 0.003, "momentum": 0}
 
 
 def digits(text="digits,mlp2", *, train=100, validation_labels="clean", **recipe):
@@ -23,15 +29,64 @@ def digits(text="digits,mlp2", *, train=100, validation_labels="clean", **recipe
     return prepare_task(spec, seed=0)
 
 
-def trained(task, criterion=None, *, seed=5, watch_at=(), stop_at_chance_after=None, **options):
-    return train(
-        task,
-        criterion or nn.CrossEntropyLoss(),
-        seed=seed,
-        watch_at=watch_at,
-        stop_at_chance_after=stop_at_chance_after,
-        **{"watch": task.validation, "device": CPU} | options,
+def together(task, criteria, *, stop=None, **options):
+    """Train candidates together; ``stop`` maps steps to the candidates that are stopped there."""
+    stop = stop or {}
+    defaults = {
+        "seed": 5,
+        "evaluate_on": task.validation,
+        "device": CPU,
+        "backend": "batch",
+        "keep_models": True,
+    }
+    options["evaluate_at"] = [*options.get("evaluate_at", ()), *stop]
+    training = train(task, criteria, **defaults | options)
+    for _ in training:
+        training.stop(stop.get(training.step, ()))
+    return training.finish()
+
+
+def alone(task, criteria, **options):
+    return [together(task, [criterion], **options)[0] for criterion in criteria]
+
+
+def trained(task, criterion=None, **options):
+    """Train one network."""
+    return together(task, [criterion or nn.CrossEntropyLoss()], backend=None, **options)[0]
+
+
+def taylor(theta=MAE_THETA, eta=10.0, **options):
+    return TaylorLoss(theta, 10, eta=eta, **options)
+
+
+def closed():
+    """Losses with a closed form."""
+    return [taylor(), taylor(MSE_THETA), ScaledLoss(taylor(cross_entropy_weight=0.1), 0.5)]
+
+
+def others():
+    return [nn.CrossEntropyLoss(), MAELoss(), taylor()]
+
+
+def with_network(monkeypatch, make):
+    """Have every training build ``make()`` instead of its recipe's network."""
+    monkeypatch.setattr(networks, "build_model", lambda *_, **__: make())
+
+
+def dropping_out():
+    return nn.Sequential(
+        *(nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(32, 10),
     )
+
+
+def alike(first, second, tolerance=1e-4):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def bitwise(first, second):
+    return first.curve == second.curve and same(weights(first), weights(second))
 
 
 def weights(run):
@@ -57,5 +112,14 @@ class Loss(nn.Module):
 
 
 def never_the_label(logits, labels):
-    """A bounded loss whose minimum is never to give the label: the mean absolute error, negated."""
+    """The mean absolute error, negated: bounded, and its minimum is never to give the label."""
     return logits.softmax(-1).gather(1, labels[:, None]).mean()
+
+
+def diverging(kind="nan"):
+    """Losses that are not finite, for different reasons."""
+    return {
+        "nan": Loss(lambda z, y: z.sum() * math.nan),
+        "overflow": Loss(lambda z, y: z.square().sum() * 1e38),
+        "infinite": Loss(lambda z, y: F.cross_entropy(z, y) + math.inf),  # finite gradients
+    }[kind]

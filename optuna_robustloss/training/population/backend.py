@@ -103,7 +103,7 @@ def fastest_backend(model: nn.Module, task: Task, count: int, device: torch.devi
     The answer is cached for the process, and for later ones in
     ``$XDG_CACHE_HOME/optuna-robustloss/backends.json``; delete that file to measure again.
     """
-    if count == 1:
+    if count <= 1:
         return "separate"
     key = _key(task, count, device)
     if key not in _known:

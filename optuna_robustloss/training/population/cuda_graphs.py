@@ -44,7 +44,7 @@ class Recorder:
         self._gradients: list[Tensor | None] = []
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """TrainingResult the pass; gradients of before are gone."""
+        """Run the pass; gradients from before are replaced."""
         if self._graph is not None and len(images) > len(self._images):
             self.forget()  # what was recorded is a last, shorter batch
         if self._graph is None and not self._gave_up:

@@ -1,7 +1,7 @@
 """A population whose layers are fused, and the proof that it computes what its networks do.
 
-Any network made of layers in ``fused_layers.FUSED_LAYERS`` and of operations on its activations
-fuses without a rewrite of its code; `verify` says whether a given one really does.
+A network made of layers in ``FUSED_LAYERS`` and of operations on its activations fuses without a
+rewrite of its code; ``verify`` checks whether a given one does.
 """
 
 from __future__ import annotations

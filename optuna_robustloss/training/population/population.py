@@ -46,14 +46,6 @@ class Population(nn.Module, ABC):
             tensor.data = _rows(tensor.data, indices)
             tensor.grad = None
 
-    def extend(self, other: Population) -> None:
-        """Append the candidates of ``other``, which was built from the same architecture."""
-        mine = (*self.parameters(), *self.buffers())
-        theirs = (*other.parameters(), *other.buffers())
-        for tensor, more in zip(mine, theirs, strict=True):
-            tensor.data = torch.cat([tensor.data, more.data.to(tensor.device)])
-            tensor.grad = None
-
 
 class Single(Population):
     """One network as it is: no tensor is stacked, nothing is replaced."""
@@ -83,10 +75,6 @@ class Single(Population):
         if list(indices) != [0]:
             raise IndexError(f"one network has no candidates {list(indices)}")
 
-    def extend(self, other: Population) -> None:
-        """A single network cannot grow."""
-        raise TypeError("networks that are not stacked are trained one after another")
-
 
 def _rows(tensor: Tensor, indices: Sequence[int]) -> Tensor:
     return tensor.index_select(0, torch.tensor(indices, device=tensor.device))
@@ -107,15 +95,6 @@ def keep_state(optimizer: torch.optim.Optimizer, indices: Sequence[int]) -> None
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[key] = _rows(value, indices)
-
-
-def extend_state(optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
-    """Append the state of ``other``, at the same step: call before ``extend``."""
-    pairs = zip(_stacked_states(optimizer), _stacked_states(other), strict=True)
-    for (parameter, state), (_, more) in pairs:
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.cat([value, more[key].to(value.device)])
 
 
 def optimizer_state_to(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

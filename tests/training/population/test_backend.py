@@ -14,8 +14,7 @@ from optuna_robustloss.training.population.backend import build, fastest_backend
 from optuna_robustloss.training.population.fusion import Fused, NotFusableError
 from optuna_robustloss.training.population.population import Single
 from optuna_robustloss.training.population.vmapped import Vmapped
-from training.test_population_loop import ADAM, closed, dropping_out, together, with_network
-from training.tiny import CPU, digits, same
+from training.tiny import ADAM, CPU, closed, digits, dropping_out, same, together, with_network
 
 
 @pytest.fixture
@@ -95,8 +94,6 @@ def test_a_single_network_neither_grows_nor_shrinks():
             single.keep(wrong)
     with pytest.raises(IndexError):
         single.network(1)
-    with pytest.raises(TypeError, match="one after another"):
-        single.extend(Single(network()))
 
 
 # Verifying

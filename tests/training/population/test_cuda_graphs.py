@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from optuna_robustloss.training import loop
-from optuna_robustloss.training.group import Group
+from optuna_robustloss.training import train as train_module
+from optuna_robustloss.training.loop import Group
 from optuna_robustloss.training.population.cuda_graphs import _WARM_UP, Recorder
-from training.test_population_loop import (
+from training.tiny import (
     ADAM,
     SGD,
     alike,
     bitwise,
     closed,
+    digits,
     dropping_out,
     taylor,
     together,
     with_network,
 )
-from training.tiny import digits
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -121,7 +121,7 @@ def usual_and(monkeypatch, *args, **options):
 def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
     with_network(monkeypatch, make)
     task = digits(augment=True, **recipe)  # batches of 32, 32, 32 and 4 images
-    usual, runs = usual_and(monkeypatch, task, closed(), backend="batch", watch_at=[2, 7])
+    usual, runs = usual_and(monkeypatch, task, closed(), backend="batch", evaluate_at=[2, 7])
     assert all(map(bitwise, runs, usual))
     assert [graph.replays for graph in faked.graphs] == [9]
     assert faked.sizes == [32]
@@ -129,7 +129,7 @@ def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
 
 def test_a_graph_ends_with_its_candidates(faked, monkeypatch):
     with_network(monkeypatch, normalised)
-    options = {"backend": "batch", "judge": lambda alive: [alive[0]], "judge_at": [2, 6]}
+    options = {"backend": "batch", "stop": {2: [0], 6: [1]}}
     usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), **options)
     assert all(map(bitwise, runs, usual))
     assert [graph.replays for graph in faked.graphs] == [2, 3, 4]
@@ -137,24 +137,11 @@ def test_a_graph_ends_with_its_candidates(faked, monkeypatch):
 
 def test_a_recording_of_a_short_batch_gives_way_to_one_of_a_full(faked, monkeypatch):
     """A candidate that leaves before the last batch of an epoch must not cost all graphs."""
-    options = {"backend": "batch", "judge": lambda alive: [0], "judge_at": [3]}
+    options = {"backend": "batch", "stop": {3: [0]}}
     usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), **options)
     assert all(map(bitwise, runs, usual))
     assert faked.sizes == [32, 4, 32]
     assert [graph.replays for graph in faked.graphs] == [3, 1, 6]
-
-
-def test_groups_joined_are_recorded_anew(faked, monkeypatch):
-    with_network(monkeypatch, normalised)
-    criteria = [*closed(), taylor(eta=3.0)]
-    usual = together(digits(**SGD), criteria, backend="batch")
-    faked.graphs.clear()
-    monkeypatch.setattr(loop, "fitting_size", lambda *_: 2)  # 0 2 and 1 3, then 0 3
-    options = {"backend": "batch", "judge": lambda alive: [1, 2], "judge_at": [5]}
-    runs = together(digits(**SGD), criteria, **options)
-    assert [graph.replays for graph in faked.graphs] == [4, 4, 5]
-    for index in (0, 3):
-        alike(runs[index], usual[index])
 
 
 def test_a_network_that_cannot_be_recorded_runs_kernel_by_kernel(faked, monkeypatch, caplog):
@@ -225,7 +212,7 @@ def test_on_cuda_a_population_trains_as_on_the_cpu(backend, network):
 @pytest.mark.parametrize("make", [normalised, dropping_out])
 def test_on_cuda_graphs_give_what_plain_passes_give(monkeypatch, make):
     with_network(monkeypatch, make)
-    options = {"backend": "batch", "judge": lambda alive: [0], "judge_at": [3], **CUDA}
+    options = {"backend": "batch", "stop": {3: [0]}, **CUDA}
     runs = together(digits(**SGD), closed(), **options)
     monkeypatch.setattr(Recorder, "__call__", lambda self, *batch: self._run(*batch))
     for run, own in zip(runs, together(digits(**SGD), closed(), **options), strict=True):
@@ -242,12 +229,12 @@ def test_on_cuda_global_random_numbers_stay(monkeypatch):
 
 
 @on_cuda
-def test_on_cuda_groups_wait_in_main_memory_and_are_joined(monkeypatch):
+def test_on_cuda_groups_wait_in_main_memory(monkeypatch):
 
     task = digits("digits,jocor", train=64, epochs=1, **SGD)
-    options = {"backend": "channels", "judge": lambda alive: [0, 2], "judge_at": [1], **CUDA}
+    options = {"backend": "channels", "stop": {1: [0, 2]}, **CUDA}
     usual = together(task, [*closed(), taylor(eta=3.0)], **options)
-    monkeypatch.setattr(loop, "fitting_size", lambda *_: 2)
+    monkeypatch.setattr(train_module, "fitting_size", lambda *_: 2)
     for run, own in zip(
         together(task, [*closed(), taylor(eta=3.0)], **options), usual, strict=True
     ):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from optuna_robustloss.tasks.models import build_model
-from optuna_robustloss.training import loop
-from optuna_robustloss.training.group import Group
+from optuna_robustloss.training import train as train_module
+from optuna_robustloss.training.loop import Group
 from optuna_robustloss.training.population import memory
 from optuna_robustloss.training.population.memory import (
     bytes_per_candidate,
@@ -20,8 +20,7 @@ from optuna_robustloss.training.population.memory import (
     out_of_memory,
 )
 from optuna_robustloss.training.population.population import Population
-from training.test_population_loop import ADAM, SGD, alike, bitwise, hostile, taylor, together
-from training.tiny import CPU, digits, same
+from training.tiny import ADAM, CPU, SGD, alike, bitwise, digits, diverging, same, taylor, together
 
 LOSSES = [(2.0, 0), (3.0, 0.1), (4.0, 0), (5.0, 0.2), (6.0, 0)]
 
@@ -112,86 +111,54 @@ def test_running_out_of_memory_is_told_from_other_errors(error, expected):
 
 
 def limited(monkeypatch, size):
-    monkeypatch.setattr(loop, "fitting_size", lambda model, task, count, device: min(count, size))
+    monkeypatch.setattr(
+        train_module, "fitting_size", lambda model, task, count, device: min(count, size)
+    )
 
 
 def sizes(monkeypatch):
     """How many candidates every step was for."""
     seen = []
 
-    def step(self):
+    def counted(self, *batch):
         seen.append(len(self.candidates))
-        original(self)
+        return original(self, *batch)
 
-    original = Group._train_step
-    monkeypatch.setattr(Group, "_train_step", step)
+    original = Group._forward_backward
+    monkeypatch.setattr(Group, "_forward_backward", counted)
     return seen
-
-
-@pytest.mark.parametrize("backend", ["batch", "vmap"])
-def test_groups_give_what_all_together_give(monkeypatch, backend):
-    task = digits(augment=True, **ADAM)
-    told = []
-    usual = together(task, five(), backend=backend, watch_at=[4, 7])
-    seen = sizes(monkeypatch)
-    limited(monkeypatch, 2)
-    runs = together(
-        task,
-        five(),
-        backend=backend,
-        watch_at=[4, 7],
-        observe=lambda i, p: told.append((i, p.step)),
-    )
-    assert sorted(seen) == [1] * 12 + [2] * 24
-    assert sorted(told) == [(i, step) for i in range(5) for step in (4, 7, 12)]
-    for run, own in zip(runs, usual, strict=True):
-        assert run.curve == own.curve
-        alike(run, own)
 
 
 @pytest.mark.parametrize(
     ("network", "backend", "recipe"),
     [
-        ("mlp2", "batch", ADAM),
+        ("mlp2", "batch", ADAM | {"augment": True}),
         ("mlp2", "vmap", SGD | {"lookahead_k": 5, "lookahead_alpha": 0.5}),
         ("jocor", "channels", SGD | {"lookahead_k": 5, "lookahead_alpha": 0.5}),
         ("jocor", "batch", SGD | {"nesterov": True}),
     ],
 )
-def test_groups_are_joined_when_they_fit_and_take_all_their_state_along(
-    monkeypatch, network, backend, recipe
-):
-    """Momentum, slow weights, statistics and losses: else the weights would differ."""
+def test_groups_give_what_all_together_give(monkeypatch, network, backend, recipe):
     task = digits(f"digits,{network}", train=48, batch_size=16, schedule="cosine", **recipe)
-    asked = []
-
-    def judge(alive):
-        asked.append(alive)
-        return [0, 4] if len(asked) == 1 else [3]
-
-    options = {"backend": backend, "judge": judge, "judge_at": [4, 7], "watch_at": [3]}
+    options = {"backend": backend, "evaluate_at": [3], "stop": {4: [0, 4], 7: [3]}}
     usual = together(task, five(), **options)
-    asked.clear()
     seen = sizes(monkeypatch)
     limited(monkeypatch, 2)
-    runs = together(task, five(), **options)  # 0 3, 1 4, 2; then 3 1 and 2; then 1 2
-    assert asked == [[0, 1, 2, 3, 4], [1, 2, 3]]
-    assert sorted(seen) == [1] * (4 + 3) + [2] * (4 + 4 + 3 + 2)
+    runs = together(task, five(), **options)  # 0 3, 1 4, 2; then 3, 1, 2; then 1, 2
+    assert sorted(seen) == [1] * (4 + 3 * 3 + 2 * 2) + [2] * (4 + 4)
     for run, own in zip(runs, usual, strict=True):
         assert [p.step for p in run.curve] == [p.step for p in own.curve]
-        assert run.dropped == own.dropped
+        assert run.stopped == own.stopped
         alike(run, own, 1e-3)
 
 
-def test_groups_of_any_losses_are_joined(monkeypatch):
+def test_groups_use_the_closed_form_only_where_all_losses_have_one(monkeypatch):
     task = digits(epochs=4, **ADAM)
-    criteria = [nn.CrossEntropyLoss(), hostile("nan"), taylor(), taylor(eta=3.0)]
-    usual = together(task, criteria, backend="batch")
-    seen = sizes(monkeypatch)
-    limited(monkeypatch, 3)
-    runs = together(task, criteria, backend="batch", judge=lambda alive: [], judge_at=[8])
+    criteria = [nn.CrossEntropyLoss(), diverging(), taylor(), taylor(eta=3.0)]
+    usual = together(task, criteria)
+    limited(monkeypatch, 2)
+    runs = together(task, criteria)
     assert runs[1].diverged
-    assert seen[-8:] == [3] * 8
     for run, own in zip(runs, usual, strict=True):
         assert run.curve[-1] == own.curve[-1]
         alike(run, own) if run.complete else None
@@ -200,8 +167,8 @@ def test_groups_of_any_losses_are_joined(monkeypatch):
 def test_groups_wait_elsewhere_from_the_moment_they_are_built(monkeypatch):
     """With all of them on the device at once there would be no room for the first."""
     events = []
-    build, park = loop.build, Group.park
-    monkeypatch.setattr(loop, "build", lambda *a: events.append("built") or build(*a))
+    build, park = train_module.build, Group.park
+    monkeypatch.setattr(train_module, "build", lambda *a: events.append("built") or build(*a))
     monkeypatch.setattr(Group, "park", lambda self: events.append("parked") or park(self))
     limited(monkeypatch, 2)
     together(digits(**ADAM), five(), backend="batch")
@@ -216,7 +183,7 @@ class Full:
 
     def __init__(self, monkeypatch, error, *, at=1, fitting=2):
         self.raised, self.alive = 0, []
-        build = loop.build
+        build = train_module.build
 
         def built(backend, networks):
             gc.disable()
@@ -234,7 +201,7 @@ class Full:
                 raise type(error)(*error.args)  # anew: its traceback holds the group
 
         populations, passes = [], {}
-        monkeypatch.setattr(loop, "build", built)
+        monkeypatch.setattr(train_module, "build", built)
 
 
 @pytest.fixture
@@ -251,34 +218,30 @@ def collecting():
 )
 @pytest.mark.usefixtures("collecting")
 def test_groups_that_do_not_fit_are_halved_and_start_again(monkeypatch, caplog, error, at):
-    task, told = digits(augment=True, **ADAM), []
-    options = {"backend": "batch", "watch_at": [3, 8]}
-    usual = together(task, five(), **options)
+    task = digits(augment=True, **ADAM)
+    usual = together(task, five(), evaluate_at=[3, 8])
     full = Full(monkeypatch, error, at=at)
     with caplog.at_level(logging.WARNING):
-        runs = together(
-            task, five(), observe=lambda i, point: told.append((i, point.step)), **options
-        )
+        runs = together(task, five(), evaluate_at=[3, 8])
     assert full.raised == 2  # 5 together, then 3 of 5
     assert full.alive == [0, 0, 1, 1, 2]  # what did not fit is gone when its halves are built
-    assert sorted(told) == [(i, step) for i in range(5) for step in (3, 8, 12)]
     assert [run.curve for run in runs] == [run.curve for run in usual]
     for run, own in zip(runs, usual, strict=True):
         alike(run, own)
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        "5 candidates do not fit into memory together: they start again 3 at a time",
-        "3 candidates do not fit into memory together: they start again 2 at a time",
+        "5 candidates do not fit into memory together: restarting them 3 at a time",
+        "3 candidates do not fit into memory together: restarting them 2 at a time",
     ]
 
 
 @pytest.mark.usefixtures("collecting")
 def test_those_that_ended_before_stay_ended(monkeypatch):
     task = digits(**ADAM)
-    criteria = [*five(), hostile("nan")]
+    criteria = [*five(), diverging()]
     Full(monkeypatch, MemoryError(), at=8)
-    runs = together(task, criteria, backend="batch", judge=lambda alive: [0], judge_at=[5])
-    assert [run.dropped for run in runs] == [True] + [False] * 5
+    runs = together(task, criteria, backend="batch", stop={5: [0]})
+    assert [run.stopped for run in runs] == [True] + [False] * 5
     assert [run.diverged for run in runs] == [False] * 5 + [True]
     assert [[p.step for p in run.curve] for run in runs] == [[5]] + [[5, 12]] * 4 + [[4]]
 
