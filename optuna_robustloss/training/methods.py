@@ -20,14 +20,14 @@ from optuna_robustloss.training.train import train
 
 #: Share of the small probabilities, per class, above which images are no anchor but outliers.
 ANCHOR_QUANTILE = 0.97
-#: JoCoR's share of wrong labels where nobody knows it.
+#: JoCoR's share of wrong labels where it is unknown.
 UNKNOWN_RATE = 0.4
 
 
 def train_forward_corrected(
     task: Task, *, seed: int, epochs: int | None = None, scale: float = 1.0, **options: Any
 ) -> TrainingResult:
-    """Forward correction with an estimated matrix: Patrini et al. (CVPR 2017), section 4.
+    """Train with forward correction: Patrini et al. (CVPR 2017), section 4.
 
     Trains with cross-entropy by the recipe, estimates the transition matrix from that network's
     probabilities on the training images, and trains again from the same start with the forward
@@ -68,21 +68,21 @@ def estimate_transition(probabilities: Tensor, quantile: float = ANCHOR_QUANTILE
     """Estimate a transition matrix from a network trained on noisy labels.
 
     Patrini et al. (CVPR 2017), Eq. 12 and 13: row i is the network's output for class i's anchor,
-    the image it holds most surely for i; the very surest are left out as outliers, as in the
-    authors' code.
+    the image with the highest probability of i; the images above the quantile are left out as
+    outliers, as in the authors' code.
 
     Args:
         probabilities: ``(N, C)``.
-        quantile: the anchor is the surest image below this quantile of its class; 1 takes
-            the surest of all, as the authors do on CIFAR-100.
+        quantile: of the probabilities of a class, below which its anchor is; 1 takes the highest
+            probability, as the authors do on CIFAR-100.
 
     Returns:
         ``(C, C)`` float64 with rows that sum to 1.
 
     """
     rows = []
-    for sureness in probabilities.double().T:
-        order = sureness.argsort(stable=True)
+    for of_class in probabilities.double().T:
+        order = of_class.argsort(stable=True)
         position = math.ceil(quantile * (len(order) - 1)) - (quantile < 1)
         rows.append(probabilities[order[position]].double())
     matrix = torch.stack(rows)
@@ -110,11 +110,10 @@ def predict(
 
 
 class Twins(nn.Module):
-    """Two networks that see the same images.
+    """Two networks on the same images.
 
-    With gradients it returns the logits of both, ``(N, 2, C)``; without, for measuring, those of
-    the first alone, ``(N, C)``: the two are alike by construction, and an ensemble would be
-    another method.
+    With gradients it returns the logits of both, ``(N, 2, C)``; without, for evaluation, those of
+    the first alone, ``(N, C)``: an ensemble of both would be another method.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
@@ -131,13 +130,13 @@ class Twins(nn.Module):
 
 
 class JoCoRLoss(nn.Module):
-    """The joint loss of two networks on the images they agree on: Wei et al. (CVPR 2020), Eq. 1-5.
+    """Joint loss of two networks: Wei et al. (CVPR 2020), Eq. 1-5.
 
     (1 − λ)(CE₁ + CE₂) + λ(KL(p₁‖p₂) + KL(p₂‖p₁)) per image, averaged over the R(t) of a batch for
     which it is smallest; R(t) falls from 1 to 1 − τ within the first ``gradual`` epochs.
 
     Args:
-        forget_rate: τ, the share of wrong labels, which this method has to know.
+        forget_rate: τ, the share of wrong labels.
         epochs: of the training.
         co_lambda: λ; .9 is the default of the authors' code.
         gradual: T_k in epochs, 10 as published.
@@ -158,11 +157,11 @@ class JoCoRLoss(nn.Module):
         self.forget_rate, self.epochs = forget_rate, epochs
         self.co_lambda, self.gradual = co_lambda, gradual
         self.progress = 0.0
-        """Share of the training's steps that is done; set it before each step."""
+        """Share of the steps done; set it before each step."""
 
     @property
     def remember_rate(self) -> float:
-        """R(t), the share of a batch that is learned from."""
+        """Share R(t) of a batch that the loss is averaged over."""
         epoch = math.floor(self.progress * self.epochs + 1e-9)
         return 1 - min(epoch / self.gradual * self.forget_rate, self.forget_rate)
 
@@ -183,18 +182,18 @@ class JoCoRLoss(nn.Module):
         return losses[kept].mean()
 
 
-def twins(task: Task, seed: int) -> Twins:
-    """Build the task's network twice, with initial weights of their own."""
+def build_twins(task: Task, seed: int) -> Twins:
+    """Build the task's network twice, with different initial weights."""
     return Twins(initial_model(task, seed), initial_model(task, seed, "init of the second"))
 
 
 def train_jocor(
     task: Task, *, seed: int, epochs: int | None = None, scale: float = 1.0, **options: Any
 ) -> TrainingResult:
-    """Two networks, co-regularised, on the images they agree on: JoCoR, Wei et al. (CVPR 2020).
+    """Train with JoCoR: Wei et al. (CVPR 2020).
 
-    The share of wrong labels is told to it, as in the paper: the realised one, or .4 where it is
-    not known. The accuracy is the first network's.
+    As in the paper the method gets the share of wrong labels: the realised one, or .4 where it is
+    unknown. The accuracy is that of the first network.
 
     Args:
         task: data, architecture and recipe.
@@ -212,7 +211,7 @@ def train_jocor(
         seed=seed,
         epochs=epochs,
         backend="separate",
-        network=twins,
+        network=build_twins,
         **options,
     )
     (result,) = training.finish()

@@ -12,11 +12,11 @@ from optuna_robustloss.tasks.recipes import build_optimizer
 from optuna_robustloss.training import methods as procedures
 from optuna_robustloss.training.methods import (
     JoCoRLoss,
+    build_twins,
     estimate_transition,
     predict,
     train_forward_corrected,
     train_jocor,
-    twins,
 )
 from optuna_robustloss.training.networks import initial_model
 from optuna_robustloss.training.population.fusion import Fused
@@ -135,7 +135,7 @@ def test_wrong_arguments_are_named():
 
 def test_twins_begin_apart_and_show_the_first():
     task = digits()
-    pair = twins(task, 3)
+    pair = build_twins(task, 3)
     first, second = pair.first.state_dict().values(), pair.second.state_dict().values()
     assert same(first, initial_model(task, 3).state_dict().values())
     assert not same(first, second)
@@ -159,10 +159,10 @@ def test_jocor_trains_both_networks_and_knows_the_noise(monkeypatch):
     assert rates == [(task.noise.rate, 15)]
     assert run.curve[-1].accuracy > 0.6
     loss = JoCoRLoss(task.noise.rate, 15)
-    more = {"backend": "separate", "network": twins}
+    more = {"backend": "separate", "network": build_twins}
     (both,) = train(task, [loss], **options(task, **more)).finish()
     assert same(weights(run), both.model.first.state_dict().values())
-    start = twins(task, 5)
+    start = build_twins(task, 5)
     assert not same(weights(run), start.first.state_dict().values())
     second = both.model.second.state_dict().values()
     assert not same(second, start.second.state_dict().values())

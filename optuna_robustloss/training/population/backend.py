@@ -118,7 +118,7 @@ _known: dict[str, Backend] = {}
 
 
 def _trial_size(count: int) -> int:
-    """A power of two, so that a population that shrinks is not measured at every size."""
+    """Return a power of two, so that a shrinking population is not timed at every size."""
     return 1 << (min(count, _TRIAL_SIZE).bit_length() - 1)
 
 
@@ -142,7 +142,7 @@ def _key(task: Task, count: int, device: torch.device) -> str:
 
 
 def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> Backend:
-    """Try every backend on made-up images, interleaved, and compare the fastest steps."""
+    """Time all backends in turns on random images, and compare their fastest steps."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         alone = _Trial(task, build("separate", [model]), device)
@@ -178,7 +178,7 @@ def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> 
 
 
 class _Trial:
-    """Training steps of one population on made-up images, timed."""
+    """Times training steps of one population on random images."""
 
     def __init__(self, task: Task, population: Population, device: torch.device) -> None:
         self._task, self._population, self._device = task, population, device
@@ -224,7 +224,7 @@ def _read_cache() -> dict[str, Backend]:
 
 
 def _write_cache(backends: dict[str, Backend]) -> None:
-    """Add to the file, whole or not at all; a read-only home is no reason to stop."""
+    """Add to the file atomically; a directory that cannot be written to is ignored."""
     with suppress(OSError, RuntimeError):
         path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A training pass as a CUDA graph: its hundreds of small kernels are launched with one call."""
+"""CUDA graphs of a training pass: one call launches its hundreds of small kernels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Recorder:
         self.forget()
 
     def forget(self) -> None:
-        """Record anew: the candidates are others, or the weights have moved."""
+        """Drop the graph, because candidates have left or the weights have moved."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._gradients: list[Tensor | None] = []
 

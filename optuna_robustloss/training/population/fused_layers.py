@@ -7,8 +7,8 @@ candidate as first dimension. Activations lie in one of two layouts, candidate-m
 - ``"channels"``: ``(N, K·C, H, W)``, features last: ``(..., K·F)``;
 - ``"batch"``: ``(K·N, C, H, W)``, ``(K·N, ..., F)``.
 
-Up to the first layer with weights there is nothing of a candidate's in them: they are *shared*,
-``(N, C, H, W)`` in both layouts, and that layer sees it by the size.
+Up to the first layer with weights all candidates have the same activations: these are *shared*,
+``(N, C, H, W)`` in both layouts, and that layer detects it by the size.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class FusionContext:
     mixed: bool = False
     """A layer with weights has run: activations belong to candidates."""
 
-    def channels(self, x: Tensor, width: int, *, repeat: bool = True) -> Tensor:
-        """``x`` as ``(N, K·width, ...)``; what is shared is repeated, or left as it is."""
+    def to_channels(self, x: Tensor, width: int, *, repeat: bool = True) -> Tensor:
+        """Return ``x`` as ``(N, K·width, ...)``; shared ones are repeated, or stay shared."""
         self.mixed = True
         if self.layout == "batch" and not self._is_shared_batch(x):
             if _is_channels_last(x):  # and stays so
@@ -57,8 +57,8 @@ class FusionContext:
             return x.repeat(1, self.size, *(1,) * (x.ndim - 2))
         return x
 
-    def back(self, y: Tensor) -> Tensor:
-        """From ``(N, K·C, ...)`` to the network's own layout."""
+    def from_channels(self, y: Tensor) -> Tensor:
+        """Return ``y (N, K·C, ...)`` in the network's layout."""
         if self.layout == "channels":
             return y
         if _is_channels_last(y):
@@ -66,8 +66,8 @@ class FusionContext:
             return y.permute(3, 0, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
         return torch.unflatten(y, 1, (self.size, -1)).transpose(0, 1).flatten(0, 1)
 
-    def stacked(self, x: Tensor, width: int) -> Tensor:
-        """Features-last ``x`` as ``(K, ..., width)``, or ``(1, ..., width)`` if it is shared."""
+    def to_stacked(self, x: Tensor, width: int) -> Tensor:
+        """Return features-last ``x`` as ``(K, ..., width)``, or ``(1, ..., width)`` if shared."""
         self.mixed = True
         if self.layout == "batch":
             return (
@@ -77,8 +77,8 @@ class FusionContext:
             )
         return torch.unflatten(x, -1, (-1, width)).movedim(-2, 0)
 
-    def unstacked(self, y: Tensor) -> Tensor:
-        """From ``(K, ..., F)`` to the network's own layout, features last."""
+    def from_stacked(self, y: Tensor) -> Tensor:
+        """Return ``y (K, ..., F)`` in the network's layout, features last."""
         return y.flatten(0, 1) if self.layout == "batch" else y.movedim(0, -2).flatten(-2)
 
     def _is_shared_batch(self, x: Tensor) -> bool:
@@ -97,9 +97,9 @@ class _FusedLayer(nn.Module):
 
 class _Linear(_FusedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._context.stacked(input, self.weight.shape[2])
+        x = self._context.to_stacked(input, self.weight.shape[2])
         y = batched_linear(x.flatten(1, -2), self.weight, self.bias)
-        return self._context.unstacked(torch.unflatten(y, 1, x.shape[1:-1]))
+        return self._context.from_stacked(torch.unflatten(y, 1, x.shape[1:-1]))
 
 
 class _TimmLinear(_Linear, TimmLinear):  # type: ignore[misc]
@@ -109,7 +109,7 @@ class _TimmLinear(_Linear, TimmLinear):  # type: ignore[misc]
 class _Conv2d(_FusedLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         candidates = self.weight.shape[0]
-        x = self._context.channels(self._padded(input), self.in_channels, repeat=False)
+        x = self._context.to_channels(self._padded(input), self.in_channels, repeat=False)
         is_shared = x.shape[1] == self.in_channels
         if is_shared and self.groups > 1:  # the groups of an image are not those of a candidate
             x, is_shared = x.repeat(1, candidates, 1, 1), False
@@ -122,7 +122,7 @@ class _Conv2d(_FusedLayer, nn.Conv2d):
             self.dilation,
             self.groups if is_shared else self.groups * candidates,
         )
-        return self._context.back(y)
+        return self._context.from_channels(y)
 
     @property
     def _padding(self) -> Any:
@@ -147,7 +147,7 @@ class _Conv2dSame(_Conv2d, Conv2dSame):  # type: ignore[misc]
 
 class _Normalisation(_FusedLayer, nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._context.channels(input, self.num_features)
+        x = self._context.to_channels(input, self.num_features)
         update = self.training and self.track_running_stats
         factor = self.momentum or 0.0
         if update and self.num_batches_tracked is not None:
@@ -165,7 +165,7 @@ class _Normalisation(_FusedLayer, nn.modules.batchnorm._BatchNorm):
             factor,
             self.eps,
         )
-        return self._context.back(y)
+        return self._context.from_channels(y)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
@@ -188,9 +188,9 @@ class _BatchNormAct2d(_Normalisation, BatchNormAct2d):  # type: ignore[misc]
 
 class _GroupNorm(_FusedLayer, nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
-        x = self._context.channels(input, self.num_channels)
+        x = self._context.to_channels(input, self.num_channels)
         groups = self.num_groups * self._context.size
-        return self._context.back(
+        return self._context.from_channels(
             F.group_norm(x, groups, _flat(self.weight), _flat(self.bias), self.eps)
         )
 
@@ -206,11 +206,11 @@ class _LayerNorm(_FusedLayer, nn.LayerNorm):
         if context.layout == "channels":  # (..., K, *shape)
             x = torch.unflatten(input, -len(shape), (-1, shape[0]))
             return self._scaled(x, x.ndim - len(shape) - 1).flatten(-len(shape) - 1, -len(shape))
-        x = context.stacked(input, shape[-1])  # (K, N, ..., *shape)
+        x = context.to_stacked(input, shape[-1])  # (K, N, ..., *shape)
         return self._scaled(x, 0).flatten(0, 1)
 
     def _scaled(self, x: Tensor, at: int) -> Tensor:
-        """Normalise, then each candidate's own scale; the candidates are dimension ``at``."""
+        """Normalise and scale; dimension ``at`` of ``x`` is the candidate."""
         shape = self.normalized_shape
         y = F.layer_norm(x, shape, eps=self.eps)
         if self.weight is None:
@@ -236,7 +236,7 @@ class _TimmLayerNorm2d(_LayerNorm2d, TimmLayerNorm2d):  # type: ignore[misc]
 
 
 class _Noise(_FusedLayer):
-    """Multiplies by the noise that one plain network would draw, the same for all candidates."""
+    """Multiplies by the noise of one plain network, the same for all candidates."""
 
     _one_draw_per_row = False
 

@@ -1,4 +1,4 @@
-"""A population whose layers are fused, and the proof that it computes what its networks do.
+"""Populations with fused layers, and the check that they compute what their networks do.
 
 A network made of layers in ``FUSED_LAYERS`` and of operations on its activations fuses without a
 rewrite of its code; ``verify`` checks whether a given one does.
@@ -19,23 +19,23 @@ from optuna_robustloss.training.population.population import Population
 
 
 class NotFusableError(ValueError):
-    """The network is made of something that cannot be fused; the message names it."""
+    """Raised for a network that cannot be fused; the message names the cause."""
 
 
 class Fused(Population):
     """K networks of one architecture whose layers are fused one by one.
 
-    Dropout draws what one plain network would draw, for all candidates the same.
+    All candidates share the dropout masks, which are those of one plain network.
 
     Args:
         networks: K networks with the same structure; they are copied. The same one may come
             several times.
         layout: ``"channels"`` lays activations out as ``(N, K·C, H, W)``, for convolutional
-            networks; ``"batch"`` as ``(K·N, ...)``, for every other and for those that mix
-            channels by hand.
+            networks; ``"batch"`` as ``(K·N, ...)``, for all others, including those whose own
+            code mixes channels.
 
     Raises:
-        NotFusableError: a module that has parameters or buffers of its own is of an unknown type.
+        NotFusableError: a module with parameters or buffers of its own has an unknown type.
         ValueError: there are no networks, or their structures differ.
 
     """
@@ -146,7 +146,7 @@ def _unknown(path: str, module: nn.Module) -> str:
 
 
 class _CandidatewiseCat(TorchFunctionMode):
-    """Concatenates channels candidate by candidate: ``(N, K·C1, ...)`` with ``(N, K·C2, ...)``."""
+    """Concatenates channels for each candidate: ``(N, K·C1, ...)`` with ``(N, K·C2, ...)``."""
 
     def __init__(self, context: FusionContext) -> None:
         super().__init__()
@@ -177,13 +177,13 @@ def verify(
     *,
     tolerance: float = 1e-8,
 ) -> None:
-    """Prove on a small population that ``build`` gives what its networks compute.
+    """Check on a small population that ``build`` computes what its networks compute.
 
     Three copies of ``network``, each with other weights, are compared in double precision on the
-    first four of ``images (N, ch, H, W)``, see `deviation`. Nothing of the caller's is changed.
+    first four of ``images (N, ch, H, W)``, see ``deviation``. The arguments are not changed.
 
     Raises:
-        NotFusableError: it does not; the message says by how much, or what failed.
+        NotFusableError: the results differ, or the population fails.
 
     """
     name = type(network).__name__
@@ -207,7 +207,7 @@ def verify(
 
 @torch.no_grad()
 def _perturbed(network: nn.Module) -> nn.Module:
-    """A copy in double precision with other weights; variances stay positive, zeros do not stay."""
+    """Copy a network in double precision with other weights; variances stay positive."""
     other = copy.deepcopy(network).to("cpu", torch.float64)
     for tensor in (*other.parameters(), *other.buffers()):
         if not tensor.is_floating_point():
@@ -225,10 +225,10 @@ def deviation(
 ) -> float:
     """Return the largest relative deviation of a just-built population from its plain networks.
 
-    Compared are, from the same state of the global generator: logits in training mode, the
-    gradients of all parameters for random gradients of the logits, parameters and buffers after
-    that, and logits in evaluation mode. In double precision right is below 1e-8; wrong wiring is
-    above .01. Neither the arguments nor the global generators change.
+    From the same state of the global generator it compares logits in training mode, the gradients
+    of all parameters for random gradients of the logits, parameters and buffers after that, and
+    logits in evaluation mode. In double precision correct populations deviate by less than 1e-8,
+    wrong ones by more than .01. Neither the arguments nor the global generators change.
     """
     own = [copy.deepcopy(network) for network in networks]  # each its own, if one repeats
     return _deviation(copy.deepcopy(population), own, images, seed)
@@ -237,7 +237,7 @@ def deviation(
 def _deviation(
     population: Population, networks: Sequence[nn.Module], images: Tensor, seed: int
 ) -> float:
-    """`deviation`, leaving gradients and new statistics in the population and the networks."""
+    """Compute ``deviation``; gradients and statistics of the arguments change."""
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
 
         def logits(model: nn.Module, training: bool) -> Tensor:
@@ -265,7 +265,7 @@ def _deviation(
 def _differences(
     population: Population, extracted: nn.Module, network: nn.Module, index: int
 ) -> Iterable[float]:
-    """Of candidate ``index``: gradients, and its tensors as ``Population.network`` gives them."""
+    """Yield the deviations of candidate ``index``'s gradients, parameters and buffers."""
     pairs = list(zip(population.parameters(), network.parameters(), strict=True))
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     # A gradient that is zero but for rounding is no measure of its own deviation.
@@ -281,6 +281,6 @@ def _differences(
 
 
 def _relative(mine: Tensor, theirs: Tensor, least: float = 0.0) -> float:
-    """Largest difference over the largest value."""
+    """Return the largest difference over the largest value."""
     apart = float((mine - theirs).abs().max())
     return apart / max(float(theirs.abs().max()), least, 1e-30) if apart else 0.0

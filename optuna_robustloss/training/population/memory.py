@@ -1,4 +1,4 @@
-"""How many candidates fit into memory together."""
+"""Estimates of how many candidates fit into memory together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bytes_per_candidate(model: nn.Module, task: Task, device: torch.device) -> i
 
 
 def probe_images(task: Task, device: torch.device) -> Tensor:
-    """One batch of made-up images of the task's size."""
+    """Return one batch of random images of the task's shape."""
     recipe = task.spec.recipe
     count = min(recipe.batch_size, len(task.train))
     generator = torch.Generator().manual_seed(0)
@@ -61,13 +61,13 @@ def probe_images(task: Task, device: torch.device) -> Tensor:
 
 
 def _states(recipe: Recipe) -> int:
-    """Tensors that the optimiser keeps for each weight."""
+    """Return the number of values that the optimiser keeps for each weight."""
     states = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     return states + (recipe.lookahead_k is not None)
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is free on ``device``; infinite where nobody tells."""
+    """Return the free bytes on ``device``; infinity where the system does not report them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -81,7 +81,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def fitting_size(model: nn.Module, task: Task, count: int, device: torch.device) -> int:
-    """Return how many of ``count`` candidates are trained together: at least 1."""
+    """Return how many of ``count`` candidates fit into memory together, at least 1."""
     free = free_bytes(device)
     if math.isinf(free):
         return count
@@ -90,7 +90,7 @@ def fitting_size(model: nn.Module, task: Task, count: int, device: torch.device)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python said that there is no memory left."""
+    """Return whether an error of PyTorch or Python means that memory is exhausted."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

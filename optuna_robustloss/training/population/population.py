@@ -1,4 +1,4 @@
-"""Several networks of one architecture that see the same images and never mix.
+"""Several networks of one architecture that are trained on the same images independently.
 
 A *population* of K candidates is trained as one module: its parameters are stacked along a new
 first dimension, one backward pass gives the gradients of all, and one step of an elementwise
@@ -19,13 +19,12 @@ class Population(nn.Module, ABC):
     """K networks as one module: images ``(N, ch, H, W)``, shared by all, to logits ``(K, N, C)``.
 
     Every parameter and every buffer has the candidate as its first dimension. Candidate k's logits
-    depend on slice k of them only, and so do the gradients: what is not a number in one candidate
-    stays there.
+    and gradients depend on slice k only: NaNs of one candidate do not reach the others.
     """
 
     @property
     def size(self) -> int:
-        """K, the number of candidates that are left."""
+        """Number K of candidates."""
         return next(self.parameters()).shape[0]
 
     @abstractmethod
@@ -37,10 +36,10 @@ class Population(nn.Module, ABC):
         """Return a plain network with a copy of candidate ``index``'s weights and buffers."""
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Go on with the candidates ``indices``, in this order; the tensors shrink.
+        """Keep only the candidates ``indices``, in this order; the tensors shrink.
 
-        The parameters stay the same objects, so that an optimiser keeps knowing them; its state is
-        the caller's business, see ``keep_state``.
+        The parameters stay the same objects, so that an optimiser still refers to them. Its state
+        is not changed: see ``keep_state``.
         """
         for tensor in (*self.parameters(), *self.buffers()):
             tensor.data = _rows(tensor.data, indices)
@@ -48,7 +47,7 @@ class Population(nn.Module, ABC):
 
 
 class Single(Population):
-    """One network as it is: no tensor is stacked, nothing is replaced."""
+    """A population of one network, which is used as it is."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class Single(Population):
 
     @property
     def size(self) -> int:
-        """Always 1."""
+        """Number of networks, 1."""
         return 1
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,7 +70,12 @@ class Single(Population):
         return self.model
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Only ``[0]`` can be kept."""
+        """Accept ``[0]`` only.
+
+        Raises:
+            IndexError: ``indices`` is anything else.
+
+        """
         if list(indices) != [0]:
             raise IndexError(f"one network has no candidates {list(indices)}")
 
@@ -81,7 +85,7 @@ def _rows(tensor: Tensor, indices: Sequence[int]) -> Tensor:
 
 
 def _stacked_states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Each parameter with its state; that of a wrapped optimiser (Lookahead) is the base's."""
+    """Yield each parameter with its state; Lookahead's is that of its base optimiser."""
     state = getattr(optimizer, "_base_optimizer", optimizer).state
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -106,9 +110,9 @@ def optimizer_state_to(optimizer: torch.optim.Optimizer, device: torch.device) -
 
 
 def clip_gradients(population: Population, max_norm: float) -> None:
-    """Scale each candidate's gradient down to the Euclidean norm ``max_norm`` where it is longer.
+    """Clip each candidate's gradient to the Euclidean norm ``max_norm``.
 
-    As ``torch.nn.utils.clip_grad_norm_``, for each candidate by itself.
+    As ``torch.nn.utils.clip_grad_norm_``, for each candidate separately.
     """
     gradients = [p.grad for p in population.parameters() if p.grad is not None]
     size = population.size

@@ -15,9 +15,9 @@ from optuna_robustloss.training.population.population import Population
 class Vmapped(Population):
     """K networks of one architecture, vectorised over their stacked weights.
 
-    Dropout draws the same for all candidates. Operations that ``vmap`` does not know, or whose
-    course depends on values, raise when they run. Under autocast linear layers add their bias in
-    single precision, and so do the logits come.
+    All candidates share the dropout masks. Operations that ``vmap`` does not support, or whose
+    control flow depends on values, raise when they run. Under autocast linear layers add their bias
+    in single precision, so the logits are in single precision.
 
     Args:
         networks: K networks with the same structure; they are copied. The same one may come
