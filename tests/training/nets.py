@@ -1,4 +1,4 @@
-"""Small networks of every kind of layer, and the ways to build a population of them."""
+"""Small networks of every kind of layer, and functions that build a population of them."""
 
 from functools import partial
 

@@ -101,7 +101,7 @@ def test_an_epoch_with_a_loss_for_each(build, make):
 
 
 @every_build
-def test_candidates_that_are_kept_go_on(build):
+def test_kept_candidates_train_on(build):
     networks = different(3)
     population = build(networks)
     for seed in range(2):
@@ -181,7 +181,7 @@ def one_step(networks: Sequence[nn.Module], build, keep=None, poisoned=None) -> 
 
 @pytest.mark.parametrize("make", [mlp, small])
 @every_build
-def test_what_is_not_a_number_stays_with_its_candidate(build, make):
+def test_nans_stay_with_their_candidate(build, make):
     networks = different(4, make, torch.float32)
     clean = one_step(networks, build)
     poisoned = one_step(networks, build, poisoned=1)
@@ -192,7 +192,7 @@ def test_what_is_not_a_number_stays_with_its_candidate(build, make):
 
 @pytest.mark.parametrize("make", [mlp, small])
 @every_build
-def test_who_else_is_there_makes_no_difference(build, make):
+def test_a_candidate_does_not_depend_on_the_others(build, make):
     networks = different(4, make, torch.float32)
     everybody = one_step(networks, build)
     left = one_step(networks, build, keep=[3, 0])
@@ -225,7 +225,7 @@ def test_half_precision(build, make):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-def test_products_in_single_precision(shared, biased):
+def test_batched_linear_in_single_precision(shared, biased):
     """The fast batched_linear against `torch.einsum` in double precision, with all gradients."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1 if shared else 3, 7, 33), (3, 20, 33)] + [(3, 20)] * biased

@@ -97,7 +97,7 @@ def test_after_half_precision_the_losses_are_computed_in_single(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_those_that_are_kept_go_on_in_their_order(kind):
+def test_losses_are_kept_in_the_given_order(kind):
     criteria = KINDS[kind]()
     gradients, values = gradients_of(criteria), logits(len(criteria))
     everything, _ = gradients(values, labels())
@@ -109,7 +109,7 @@ def test_those_that_are_kept_go_on_in_their_order(kind):
 
 @pytest.mark.parametrize("kind", ["probability", "log with cross-entropy", "any"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_where_it_is(kind, bad):
+def test_values_that_are_not_finite_stay_with_their_candidate(kind, bad):
     criteria = KINDS[kind]()
     gradients, values = gradients_of(criteria), logits(len(criteria))
     clean, _ = gradients(values, labels())
@@ -172,7 +172,7 @@ def test_making_gradients_leaves_the_losses_as_they_are():
     assert str(before) == str([c.state_dict() for c in criteria])
 
 
-# Losses that ask for the progress
+# Losses that depend on the progress
 
 
 class Following(nn.Module):
@@ -184,7 +184,7 @@ class Following(nn.Module):
         return self.progress * F.cross_entropy(values, target)
 
 
-def test_losses_with_the_attribute_progress_are_told_it():
+def test_progress_is_set_on_losses_with_the_attribute():
     criteria = [Following(), nn.CrossEntropyLoss(), Following()]
     gradients = gradients_of(criteria)
     assert isinstance(gradients, AutogradGradients)
@@ -199,7 +199,7 @@ def test_losses_with_the_attribute_progress_are_told_it():
     assert [c.progress for c in criteria if isinstance(c, Following)] == [0.5, 1.0]
 
 
-def test_taylor_losses_do_not_ask():
+def test_taylor_losses_have_no_progress():
     gradients = gradients_of([taylor()])
     before, _ = gradients(logits(1), labels())
     gradients.set_progress(0.5)

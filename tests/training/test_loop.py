@@ -56,7 +56,7 @@ def test_losses_with_the_same_seed_see_the_same_weights_and_batches(augment):
     assert not same(weights(runs[0]), weights(runs[1]))
 
 
-def test_measuring_more_often_changes_nothing():
+def test_evaluating_more_often_changes_nothing():
     task = digits()
     assert same(weights(trained(task)), weights(trained(task, evaluate_at=range(12))))
 
@@ -133,7 +133,7 @@ def test_a_network_with_batch_norm_trains_on_a_last_batch_of_one_image(tmp_path)
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_images_are_augmented_where_the_recipe_asks_and_never_when_measured(augment):
+def test_images_are_augmented_by_the_recipe_and_never_in_evaluations(augment):
     task = recorded(digits(train=32, augment=augment))
     watch = replace(task.train, images=Recorder(task.train.images.images))
     trained(task, evaluate_on=watch, epochs=1)
@@ -159,7 +159,7 @@ def test_the_learning_rate_follows_the_schedule(monkeypatch):
     assert rates == pytest.approx([0.1] * 6 + [0.01] * 3 + [0.001] * 3)
 
 
-def test_a_loss_is_told_the_progress_from_0_to_below_1():
+def test_the_progress_of_a_loss_goes_from_0_to_below_1():
     told = []
     loss = Loss(lambda z, y: told.append(loss.progress) or F.cross_entropy(z, y))
     loss.progress = None
@@ -218,7 +218,7 @@ def test_evaluation_reports_logits_that_are_not_finite(bad):
     assert evaluate(BadForOneImage(), others, CPU)[1]
 
 
-def test_nothing_to_watch_is_one_clear_error():
+def test_evaluating_on_no_images_is_an_error():
     task = digits()
     nothing = replace(task.validation, index=task.validation.index[:0])
     with pytest.raises(ValueError, match="no images to evaluate on: set the size of the valid"):

@@ -1,4 +1,4 @@
-"""Forward correction, JoCoR, and what losses ask of the loop: indices and an L1 norm."""
+"""Forward correction, JoCoR, and what losses need from the loop: indices and an L1 norm."""
 
 import math
 
@@ -38,7 +38,7 @@ def options(task, **more):
 # --- Forward correction ---
 
 
-def test_the_matrix_of_a_perfect_network_is_found():
+def test_the_matrix_of_a_perfect_network_is_estimated():
     """Outputs are the rows of the true matrix, but for the surest, which are outliers."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.rand(4, 4, generator=generator).double() + 4 * torch.eye(4)
@@ -133,7 +133,7 @@ def test_wrong_arguments_are_named():
         JoCoRLoss(0.1, epochs=2)(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
 
 
-def test_twins_begin_apart_and_show_the_first():
+def test_twins_start_differently_and_are_evaluated_by_the_first():
     task = digits()
     pair = build_twins(task, 3)
     first, second = pair.first.state_dict().values(), pair.second.state_dict().values()
@@ -145,7 +145,7 @@ def test_twins_begin_apart_and_show_the_first():
     assert torch.equal(pair(images), torch.stack([pair.first(images), pair.second(images)], 1))
 
 
-def test_jocor_trains_both_networks_and_knows_the_noise(monkeypatch):
+def test_jocor_trains_both_networks_with_the_realised_noise_rate(monkeypatch):
     task = digits("digits,mlp2,symmetric:0.4", train=300, epochs=15, **ADAM)
     rates = []
 
@@ -175,7 +175,7 @@ def test_without_noise_jocor_keeps_every_image():
     assert loss.remember_rate == 1
 
 
-# --- What losses ask of the loop ---
+# --- What losses need from the loop ---
 
 
 def plain_loop(task, criterion, *, index=False, l1=0.0):
@@ -221,7 +221,7 @@ def test_elr_in_a_population_is_elr_in_a_plain_loop(backend):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_the_l1_norm_a_loss_asks_for_is_added():
+def test_the_l1_norm_of_a_loss_is_added():
     task = digits("digits,mlp2,symmetric:0.4", **ADAM)
     strong = [ANLCELoss(l1=0.01), ANLCELoss(l1=0.0), ScaledLoss(ANLCELoss(l1=0.01), 2.0)]
     runs = train(task, strong, **options(task, backend="batch")).finish()

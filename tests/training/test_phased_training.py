@@ -95,7 +95,7 @@ def test_gradients_are_those_of_autograd_at_every_moment(kind):
         assert finite.all()
 
 
-def test_losses_that_are_kept_go_on_with_their_own_phases():
+def test_kept_losses_keep_their_own_phases():
     criteria, values = closed(SEVEN), logits(5)
     gradients = loss_gradients(criteria, SEVEN, CPU, without_autograd=True)
     gradients.set_progress(0.3)
@@ -109,7 +109,7 @@ def test_losses_that_are_kept_go_on_with_their_own_phases():
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_numbers_change_where_they_are():
+def test_coefficients_change_in_place():
     """A recorded CUDA graph reads them there."""
     gradients = loss_gradients(closed(), TEN, CPU, without_autograd=True)
     numbers = gradients._gradient._coefficients
@@ -142,7 +142,7 @@ def test_parts_for_another_number_of_classes_are_an_error():
         loss_gradients([phased(taylor(classes=SEVEN), taylor())], SEVEN, CPU, without_autograd=True)
 
 
-def test_a_loss_within_a_scale_is_told_the_progress():
+def test_the_progress_reaches_a_loss_within_a_scale():
     criteria = others()
     gradients = loss_gradients(criteria, TEN, CPU, without_autograd=False)
     assert isinstance(gradients, AutogradGradients)
@@ -198,7 +198,7 @@ def test_a_plain_loop_that_only_calls_the_loss_comes_to_the_same(criterion):
     assert not same(weights(run), weights(plain))
 
 
-def test_a_candidate_that_leaves_does_not_disturb_the_phases_of_the_others():
+def test_a_stopped_candidate_does_not_change_the_phases_of_the_others():
     task = digits(**ADAM)
     usual = together(task, closed(), evaluate_at=[4])
     runs = together(task, closed(), evaluate_at=[4], stop={4: [1, 4]})

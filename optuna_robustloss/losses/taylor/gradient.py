@@ -232,19 +232,6 @@ class TaylorGradient:
         torch.lerp(early._coefficients, late._coefficients, share, out=self._coefficients)
         self._cross_entropy |= early._cross_entropy or late._cross_entropy
 
-    def extend(self, other: TaylorGradient) -> None:
-        """Append the candidates of ``other``, which is written in the same variable.
-
-        Raises:
-            ValueError: it is written in the other variable.
-
-        """
-        if self._log != other._log:
-            raise ValueError("candidates written in different variables have no common gradient")
-        more = other._coefficients.to(self._coefficients)
-        self._coefficients = torch.cat([self._coefficients, more], 1)
-        self._cross_entropy |= other._cross_entropy
-
     @torch.no_grad()
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the gradient ``(K, N, C)`` by ``logits (K, N, C)`` for labels ``target (N,)``.

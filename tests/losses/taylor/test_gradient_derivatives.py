@@ -110,18 +110,13 @@ def test_saturated_logits_have_finite_gradients(variable, classes):
     assert gradient(1e4 * logits, target).isfinite().all()
 
 
-def test_keeps_and_extends():
+def test_keeps_candidates():
     alpha = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     theta, (_, logits, target) = random_theta(1, 3), case()
     expected = gradient_of(theta, alpha=alpha)(logits, target)
     gradient = gradient_of(theta, alpha=alpha)
     gradient.keep([2, 0])
     assert torch.equal(gradient(logits[[2, 0]], target), expected[[2, 0]])
-    without = gradient_of(theta[:1])  # no cross-entropy at all, until some comes
-    without.extend(gradient_of(theta[1:], alpha=alpha[1:]))
-    assert torch.equal(without(logits, target), expected)
-    with pytest.raises(ValueError, match="different variables"):
-        gradient.extend(gradient_of(theta, "log"))
 
 
 def test_leaves_its_arguments_alone_and_records_nothing():

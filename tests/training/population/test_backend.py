@@ -60,7 +60,7 @@ class Branching(Own):
 # Building
 
 
-def test_each_way_builds_its_population_from_copies():
+def test_each_backend_builds_its_population_from_copies():
     networks = [network(), network(), network()]
     before = [[w.clone() for w in n.state_dict().values()] for n in networks]
     for backend, kind in (("batch", Fused), ("channels", Fused), ("vmap", Vmapped)):
@@ -75,7 +75,7 @@ def test_each_way_builds_its_population_from_copies():
     assert all(same(b, n.state_dict().values()) for b, n in zip(before, networks, strict=True))
 
 
-def test_what_cannot_be_built_is_an_error():
+def test_an_unknown_backend_is_an_error():
     with pytest.raises(ValueError, match="built one by one, got 2"):
         build("separate", [network()] * 2)
     with pytest.raises(ValueError, match=r"backend must be one of .*'vmap'.*got 'fused'"):
@@ -84,7 +84,7 @@ def test_what_cannot_be_built_is_an_error():
         build("batch", [Own()] * 2)
 
 
-def test_a_single_network_neither_grows_nor_shrinks():
+def test_a_single_network_does_not_shrink():
     model = network()
     single = Single(model)
     assert single.network(0) is model
@@ -110,7 +110,7 @@ def test_a_single_network_neither_grows_nor_shrinks():
     ],
     ids=["mlp", "convolutions", "dropout", "own parameter", "branching"],
 )
-def test_ways_that_compute_what_the_networks_do_are_found(model, expected, caplog):
+def test_backends_that_compute_what_the_networks_do_are_verified(model, expected, caplog):
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -174,7 +174,7 @@ def test_the_fastest_is_taken_if_it_is_faster_by_a_margin(monkeypatch, seconds, 
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_way_that_is_not_verified_is_not_measured(monkeypatch):
+def test_a_backend_that_is_not_verified_is_not_timed(monkeypatch):
     def verify(make, model, images):
         if make.args == ("batch",):
             raise NotFusableError("wrong")
@@ -187,7 +187,7 @@ def test_a_way_that_is_not_verified_is_not_measured(monkeypatch):
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_way_that_fails_in_its_trial_is_left_out(monkeypatch, caplog):
+def test_a_backend_that_fails_in_its_trial_is_left_out(monkeypatch, caplog):
     """More memory than there is, or what a network does under autocast only."""
 
     class Failing(backends._Trial):
@@ -202,7 +202,7 @@ def test_a_way_that_fails_in_its_trial_is_left_out(monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("cache")
-def test_long_steps_and_lonely_networks_are_trained_separately(monkeypatch):
+def test_long_steps_and_single_networks_are_trained_separately(monkeypatch):
     tried = []
     slow(monkeypatch, {"separate": 1.0, "channels": 0.002, "batch": 0.001}, tried)
     assert fastest_backend(network(), digits(), 3, CPU) == "separate"
@@ -229,7 +229,7 @@ def test_choosing_changes_neither_random_numbers_nor_the_network(monkeypatch, ma
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_network_that_no_population_takes_is_trained_all_the_same(monkeypatch):
+def test_a_network_that_no_backend_fuses_is_trained_separately(monkeypatch):
     with_network(monkeypatch, Branching)
     runs = together(digits(**ADAM), closed(), backend=None)
     own = together(digits(**ADAM), closed(), backend="separate")
@@ -270,14 +270,14 @@ def test_the_next_process_reads_what_was_measured(cache, measured, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"x": "fly", "y": ["batch"]}', b"\xff"])
-def test_a_damaged_cache_is_measured_anew_and_mended(cache, measured, content):
+def test_a_damaged_cache_is_replaced_by_new_timings(cache, measured, content):
     cache.parent.mkdir()
     cache.write_bytes(content)
     assert fastest_backend(network(), digits(), 3, CPU) == "vmap"
     assert list(json.loads(cache.read_text()).values()) == ["vmap"]
 
 
-def test_what_others_have_noted_stays(cache, measured):
+def test_timings_of_other_processes_stay_in_the_cache(cache, measured):
     cache.parent.mkdir()
     cache.write_text('{"another network": "batch"}')
     fastest_backend(network(), digits(), 3, CPU)

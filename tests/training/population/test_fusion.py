@@ -129,7 +129,7 @@ def test_channels_last_stays():
 
 
 class Shuffled(nn.Module):
-    """Mixes channels by hand: fits the channel layout and is wrong there."""
+    """Mixes channels in its own code: fits the channel layout and is wrong there."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ class Shuffled(nn.Module):
         return self.head(x.cumsum(1).mean((2, 3)))
 
 
-def test_another_result_is_found():
+def test_a_different_result_is_detected():
     with pytest.raises(NotFusableError, match=r"Shuffled .* deviate by \d"):
         verify(CHANNELS, Shuffled(), images())
     verify(BATCH, Shuffled(), images())
@@ -201,7 +201,7 @@ class Doubled(Fused):
         return logits
 
 
-def test_wrong_gradients_are_found():
+def test_wrong_gradients_are_detected():
     with pytest.raises(NotFusableError, match="deviate by 1,"):
         verify(partial(Doubled, layout="batch"), perceptron(nn.ReLU()), images())
 

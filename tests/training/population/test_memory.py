@@ -82,7 +82,7 @@ def test_estimating_changes_neither_the_network_nor_random_numbers():
 @pytest.mark.parametrize(
     ("free", "fitting"), [(0, 1), (0.5, 1), (2.6, 2), (3.9, 3), (1000, 7), (math.inf, 7)]
 )
-def test_so_many_fit_as_the_free_memory_holds_and_at_least_one(monkeypatch, free, fitting):
+def test_the_fitting_size_follows_the_free_memory_and_is_at_least_one(monkeypatch, free, fitting):
     task, model = digits(), network()
     one = bytes_per_candidate(model, task, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free * one)
@@ -103,7 +103,7 @@ def test_the_free_memory_of_this_machine_is_known():
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error, expected):
+def test_out_of_memory_differs_from_other_errors(error, expected):
     assert out_of_memory(error) is expected
 
 
@@ -164,7 +164,7 @@ def test_groups_use_the_closed_form_only_where_all_losses_have_one(monkeypatch):
         alike(run, own) if run.complete else None
 
 
-def test_groups_wait_elsewhere_from_the_moment_they_are_built(monkeypatch):
+def test_groups_are_parked_as_soon_as_they_are_built(monkeypatch):
     """With all of them on the device at once there would be no room for the first."""
     events = []
     build, park = train_module.build, Group.park
@@ -236,7 +236,7 @@ def test_groups_that_do_not_fit_are_halved_and_start_again(monkeypatch, caplog, 
 
 
 @pytest.mark.usefixtures("collecting")
-def test_those_that_ended_before_stay_ended(monkeypatch):
+def test_candidates_that_ended_before_a_restart_stay_ended(monkeypatch):
     task = digits(**ADAM)
     criteria = [*five(), diverging()]
     Full(monkeypatch, MemoryError(), at=8)
@@ -247,7 +247,7 @@ def test_those_that_ended_before_stay_ended(monkeypatch):
 
 
 @pytest.mark.usefixtures("collecting")
-def test_one_that_does_not_fit_alone_is_an_error(monkeypatch):
+def test_a_single_candidate_that_does_not_fit_is_an_error(monkeypatch):
     full = Full(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), fitting=0)
     with pytest.raises(torch.OutOfMemoryError):
         together(digits(**ADAM), five()[:2], backend="batch")
@@ -255,14 +255,14 @@ def test_one_that_does_not_fit_alone_is_an_error(monkeypatch):
 
 
 @pytest.mark.usefixtures("collecting")
-def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+def test_other_errors_are_raised(monkeypatch):
     full = Full(monkeypatch, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         together(digits(**ADAM), five(), backend="batch")
     assert full.raised == 1
 
 
-def test_bitwise_is_what_it_says():
+def test_bitwise_compares_curves_and_weights():
     task = digits(**ADAM)
     first, second = together(task, [taylor(), taylor(eta=3.0)])
     assert bitwise(first, first)
