@@ -12,8 +12,10 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_robustloss.attributes import (
+    DIVERGED,
     GENERATION,
     START,
+    STOPPED_AT_CHANCE,
     WORKER,
     accuracy_on,
     best_epoch_on,
@@ -162,8 +164,8 @@ class NoisyLabelObjective:
                 outcomes[member.position] = error
         return outcomes
 
-    def _report(self, trial: BaseTrial, step: int, merit: float) -> None:
-        trial.report(merit, step)
+    def _report(self, trial: BaseTrial, step: int, mean_accuracy: float) -> None:
+        trial.report(mean_accuracy, step)
         if self.prune and trial.should_prune():
             raise TrialPruned(f"pruned after {step} steps")
 
@@ -175,10 +177,12 @@ class NoisyLabelObjective:
             accuracy_on(task.label).write(trial, score.value)
             if self.spec.score == "best":
                 best_epoch_on(task.label).write(trial, score.best_epoch)
-        for name in ("diverged", "stopped_at_chance"):
-            affected = [t.label for t, score in result.scores.items() if getattr(score, name)]
-            if affected:
-                trial.set_user_attr(name, affected)
+        diverged = [t.label for t, score in result.scores.items() if score.diverged]
+        if diverged:
+            DIVERGED.write(trial, diverged)
+        at_chance = [t.label for t, score in result.scores.items() if score.stopped_at_chance]
+        if at_chance:
+            STOPPED_AT_CHANCE.write(trial, at_chance)
         if result.pruned:
             raise TrialPruned("among the worst third of its population")
 

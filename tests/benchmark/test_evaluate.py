@@ -49,7 +49,7 @@ def test_a_result_is_the_last_test_accuracy_of_each_seed():
     expected = []
     for seed in seeds:
         task = prepare_task(TASK, seed=seed)
-        run = trained(task, make_loss("gce", 10), seed=seed, watch=task.test)
+        run = trained(task, make_loss("gce", 10), seed=seed, evaluate_on=task.test)
         expected.append(run.curve[-1].accuracy)
     assert result == LossResult("gce", tuple(expected), None)
     assert len(set(expected)) == 2
