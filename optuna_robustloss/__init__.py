@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from optuna_robustloss.search.spec import StudySpec
     from optuna_robustloss.search.study import create_study, open_study
     from optuna_robustloss.search.suggest import suggest_taylor_loss
+    from optuna_robustloss.search.worker import run_worker
     from optuna_robustloss.tasks.spec import TaskSpec
 
     __version__: str
@@ -80,6 +81,7 @@ __all__ = [
     "make_loss",
     "open_storage",
     "open_study",
+    "run_worker",
     "save_loss",
     "suggest_taylor_loss",
     "taylor_loss",
@@ -94,6 +96,7 @@ _MODULES = {
     "create_study": "search.study",
     "open_storage": "distributed.storage",
     "open_study": "search.study",
+    "run_worker": "search.worker",
     "suggest_taylor_loss": "search.suggest",
 }
 

@@ -16,7 +16,7 @@ import typer
 from optuna_robustloss.benchmark.study import open_benchmark, stored_results
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
-from optuna_robustloss.report.figures.style import write_html
+from optuna_robustloss.report.html import write_html
 
 
 def main(

@@ -11,11 +11,14 @@ import os
 import optuna
 import torch
 
-from optuna_robustloss import NoisyLabelObjective
-from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.search.study import attach_spec, open_study
-from optuna_robustloss.search.worker import run_worker
+from optuna_robustloss import (
+    NoisyLabelObjective,
+    StudySpec,
+    open_storage,
+    open_study,
+    run_worker,
+)
+from optuna_robustloss.search.study import attach_spec
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -23,7 +23,7 @@ from optuna_robustloss.cli.console import console, print_line, set_up_process
 from optuna_robustloss.cli.progress import bar
 from optuna_robustloss.distributed.processes import run_processes
 from optuna_robustloss.report.figures.features import feature_maps, penultimate
-from optuna_robustloss.report.figures.style import write_html
+from optuna_robustloss.report.html import write_html
 from optuna_robustloss.report.write import write_report
 from optuna_robustloss.search.worker_job import devices_each
 from optuna_robustloss.training.networks import default_device

@@ -1,4 +1,4 @@
-"""The progress bar of a search."""
+"""Show the progress of a search or a benchmark."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from optuna_robustloss.attributes import GENERATION
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import trials_done
 
@@ -60,12 +61,12 @@ class SearchProgress:
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the state of the study as it is now, whoever works on it."""
+        """Show the present state of the study, with the trials of all workers."""
         trials = self._study.get_trials(deepcopy=False)
         complete = [t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE]
         if not complete:
             return
-        generation = 1 + max(int(t.user_attrs.get("generation", 0)) for t in trials)
+        generation = 1 + max((GENERATION.read(t) or 0) for t in trials)
         self._bar.update(
             self._task,
             completed=trials_done(self._study, self._spec),

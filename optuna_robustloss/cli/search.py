@@ -152,8 +152,8 @@ def status(
     lease: Lease = LEASE,
 ) -> None:
     """Show who works on a study, how far it is, and how long it will take."""
+    from optuna_robustloss.cli.tables import status_table
     from optuna_robustloss.distributed.storage import open_storage
-    from optuna_robustloss.report.tables import status_table
     from optuna_robustloss.search.status import status_of
     from optuna_robustloss.search.study import attach_spec, open_study
 
@@ -214,7 +214,7 @@ def evaluate(
     from optuna_robustloss.benchmark.evaluate import LossEntry
     from optuna_robustloss.benchmark.trainings import Options
     from optuna_robustloss.cli.search_result import show_losses
-    from optuna_robustloss.report.tables import losses_json
+    from optuna_robustloss.cli.tables import losses_json
     from optuna_robustloss.tasks.spec import TaskSpec
 
     with clear_errors():

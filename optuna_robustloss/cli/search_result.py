@@ -11,8 +11,8 @@ from optuna.study import Study
 from optuna_robustloss.benchmark.evaluate import LossEntry, LossResult, evaluate_losses
 from optuna_robustloss.cli.console import console
 from optuna_robustloss.cli.progress import bar
+from optuna_robustloss.cli.tables import generation_table, losses_table, selection_table
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss, save_loss
-from optuna_robustloss.report.tables import generation_table, losses_table, selection_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import (
     Selection,

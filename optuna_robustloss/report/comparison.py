@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from optuna_robustloss.benchmark.runs import Measured, Pick
-from optuna_robustloss.report.paired_differences import PairedDifference, versus
+from optuna_robustloss.report.paired_differences import PairedDifference, paired_differences
 from optuna_robustloss.report.published import Published, published
 from optuna_robustloss.report.statistics import Ranking, mean_scores, methods_with_most, rank
 from optuna_robustloss.report.styles import in_order
@@ -53,7 +53,7 @@ class Standing:
     ranking: Ranking
     averages: Mapping[str, float]
     """Method → mean accuracy over these tasks, in [0, 1]."""
-    versus: tuple[PairedDifference, ...]
+    differences: tuple[PairedDifference, ...]
     """Against the reference method; empty if that is not among the ranked ones."""
 
 
@@ -156,7 +156,7 @@ def _standing(
     except ValueError as error:
         return None, [*notes, f"no ranks: {error}"]
     ranking = rank(scores, alpha)
-    against = versus(scores, reference) if reference in ranked else ()
+    against = paired_differences(scores, reference) if reference in ranked else ()
     if not against:
         notes.append(f"no differences to {reference}: it is not ranked, or alone")
     averages = dict(zip(scores.methods, map(float, scores.means.mean(axis=1)), strict=True))

@@ -1,4 +1,4 @@
-"""Methods against a reference method, on the same tasks and seeds."""
+"""Compare methods with a reference method on the same tasks and seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIE = 0.005
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How a method does against the reference; differences are of accuracies in [0, 1]."""
+    """A method against the reference; differences are of accuracies in [0, 1]."""
 
     method: str
     reference: str
@@ -30,7 +30,7 @@ class PairedDifference:
     level: float = 0.95
 
 
-def versus(
+def paired_differences(
     scores: Scores,
     reference: str,
     *,

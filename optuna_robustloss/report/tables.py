@@ -1,104 +1,213 @@
-"""Tables for the terminal."""
+"""The result table of a comparison as Markdown, LaTeX, HTML and CSV."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from optuna.study import Study
-from optuna.trial import TrialState
-from rich.table import Table
+import pandas as pd
 
-from optuna_robustloss.benchmark.evaluate import LossResult
-from optuna_robustloss.search.selection import Selection
-from optuna_robustloss.search.status import Status
-from optuna_robustloss.tasks.spec import TaskSpec
+from optuna_robustloss.benchmark.runs import Pick
+from optuna_robustloss.report.comparison import PICKS, Comparison, Summary
+from optuna_robustloss.report.published import SOURCE, Published
+from optuna_robustloss.report.styles import display_name
 
+NOTHING = "–"
 
-def losses_table(results: Sequence[LossResult], title: str) -> Table:
-    """Show the test accuracy of each loss in percent: mean ± standard deviation over seeds."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("loss")
-    table.add_column("test accuracy, %", justify="right")
-    table.add_column("seeds", justify="right")
-    best = max(result.mean for result in results)
-    for result in results:
-        scales = sorted({f"{scale:g}" for scale in result.scales or ()}, key=float)
-        text = f"{100 * result.mean:.1f} ± {100 * result.std:.1f}"
-        table.add_row(
-            result.label + (f" × {', '.join(scales)}" if scales else ""),
-            text,
-            str(len(result.accuracies)),
-            style="bold" if result.mean == best else None,
-        )
-    return table
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "–": "--",
+    "ε": r"$\varepsilon$",
+    "α": r"$\alpha$",
+    "η": r"$\eta$",
+} | {character: "\\" + character for character in "&%$#_{}"}
 
 
-def losses_json(task: TaskSpec, seed: int, results: Sequence[LossResult]) -> str:
-    """Return the task, the seed and the accuracies of each loss as JSON."""
-    figures = {
-        "task": task.model_dump(mode="json"),
-        "seed": seed,
-        "results": [
-            {"loss": r.label, "scales": r.scales, "test_accuracy": r.accuracies} for r in results
-        ],
+def escape_latex(text: str) -> str:
+    r"""Return text that LaTeX prints as it is.
+
+    >>> escape_latex("ar_sym80, 40 %")
+    'ar\\_sym80, 40 \\%'
+
+    """
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return text that a Markdown table shows as it is.
+
+    >>> escape_markdown("a|b*")
+    'a\\|b\\*'
+
+    """
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How a format writes text as it is, and bold."""
+
+    escape: Callable[[str], str]
+    bold: str
+    """With ``{}`` in the place of the text, which is escaped."""
+
+
+MARKDOWN = Markup(escape_markdown, "**{}**")
+LATEX = Markup(escape_latex, r"\textbf{{{}}}")
+HTML = Markup(html.escape, "<strong>{}</strong>")
+
+
+def title(comparison: Comparison) -> str:
+    """Return what the table shows; not escaped."""
+    return (
+        f"Test accuracy, %, mean ± standard deviation over {comparison.seeds} seeds: "
+        f"{comparison.conditions.label}"
+    )
+
+
+def source(comparison: Comparison) -> str | None:
+    """Return where the published rows come from; None without such rows."""
+    tables = sorted({entry.table for entry in comparison.published})
+    if not tables:
+        return None
+    where = ", ".join(map(str, tables))
+    return f"Published: {SOURCE}, Table {where}: all training images, accuracy at convergence."
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Return the table, without its title."""
+    return str(_frame(comparison, MARKDOWN).to_markdown(index=False, disable_numparse=True)) + "\n"
+
+
+def to_latex(comparison: Comparison) -> str:
+    r"""Return a ``table`` as wide as the text; needs ``\usepackage{booktabs,graphicx}``."""
+    caption = escape_latex(" ".join(filter(None, (title(comparison) + ".", source(comparison)))))
+    frame = _frame(comparison, LATEX)
+    table = str(frame.to_latex(index=False, escape=False, caption=caption))
+    return table.replace(
+        r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}"
+    ).replace(r"\end{tabular}", "\\end{tabular}}")
+
+
+def to_html(comparison: Comparison) -> str:
+    """Return a heading and a ``table`` element."""
+    with pd.option_context("display.max_colwidth", None):
+        table = _frame(comparison, HTML).to_html(index=False, escape=False, border=0)
+    note = source(comparison)
+    return f"<h2>{html.escape(title(comparison))}</h2>\n{table}\n" + (
+        f"<p>{html.escape(note)}</p>\n" if note else ""
+    )
+
+
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """Return all tables under one header; accuracies in percent, picks in separate columns."""
+    rows = [row for comparison in comparisons for row in _csv_rows(comparison)]
+    return str(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def percent(mean: float, std: float | None = None) -> str:
+    """Return an accuracy in percent.
+
+    >>> percent(0.871, 0.0042)
+    '87.1 ± 0.4'
+
+    """
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def _frame(comparison: Comparison, markup: Markup) -> pd.DataFrame:
+    """One row of texts for each method, then for each published one."""
+    rows = [_measured_row(comparison, method, markup) for method in comparison.methods]
+    names = dict.fromkeys(entry.method for entry in comparison.published)
+    rows += [_published_row(comparison, name, markup) for name in names]
+    columns = ["method", *comparison.tasks, "average", "average rank"]
+    return pd.DataFrame(rows, columns=[markup.escape(column) for column in columns])
+
+
+def _measured_row(comparison: Comparison, method: str, markup: Markup) -> list[str]:
+    cells = [markup.escape(display_name(method))]
+    for task in comparison.tasks:
+        texts: dict[Pick, str] = {}
+        for pick in PICKS:
+            if summary := comparison.summaries.get((method, task, pick)):
+                text = markup.escape(_with_seeds(summary, comparison.seeds))
+                best = max(
+                    other.mean
+                    for name in comparison.methods
+                    if (other := comparison.summaries.get((name, task, pick)))
+                )
+                texts[pick] = markup.bold.format(text) if summary.mean == best else text
+        cells.append(_both(texts))
+    averages: dict[Pick, str] = {}
+    ranks: dict[Pick, str] = {}
+    for pick, standing in comparison.standings.items():
+        if method in standing.averages:
+            average, rank = standing.averages[method], standing.ranking.rank_of(method)
+            for texts, text, best in (
+                (averages, percent(average), average == max(standing.averages.values())),
+                (ranks, f"{rank:.2f}", rank == standing.ranking.ranks[0]),
+            ):
+                texts[pick] = markup.bold.format(text) if best else text
+    return [*cells, _both(averages), _both(ranks)]
+
+
+def _with_seeds(summary: Summary, seeds: int) -> str:
+    text = percent(summary.mean, summary.std)
+    return text if summary.seeds == seeds else f"{text}, {summary.seeds} of {seeds} seeds"
+
+
+def _both(texts: dict[Pick, str]) -> str:
+    """Last epoch, then best on validation in brackets; each only if there is one."""
+    best = f"({PICKS['best']} {texts['best']})" if "best" in texts else ""
+    return " ".join(filter(None, (texts.get("last"), best))) or NOTHING
+
+
+def _published_row(comparison: Comparison, name: str, markup: Markup) -> list[str]:
+    entries = {entry.task: entry for entry in comparison.published if entry.method == name}
+    cells = [
+        percent(entries[task].mean, entries[task].std) if task in entries else NOTHING
+        for task in comparison.tasks
+    ]
+    return [markup.escape(cell) for cell in (f"{name}, published", *cells, NOTHING, NOTHING)]
+
+
+def _csv_rows(comparison: Comparison) -> list[dict[str, object]]:
+    conditions = vars(comparison.conditions)
+    rows = []
+    for method in comparison.methods:
+        row: dict[str, object] = {**conditions, "method": method, "source": "measured"}
+        for task in comparison.tasks:
+            for pick, label in PICKS.items():
+                summary = comparison.summaries.get((method, task, pick))
+                row |= _csv_cell(f"{task}, {label}", summary)
+                row[f"{task}, {label}: seeds"] = summary.seeds if summary else 0
+        for pick, label in PICKS.items():
+            standing = comparison.standings.get(pick)
+            average = rank = None
+            if standing and method in standing.averages:
+                average, rank = standing.averages[method], standing.ranking.rank_of(method)
+            row[f"average, {label}"] = None if average is None else 100 * average
+            row[f"average rank, {label}"] = rank
+        rows.append(row)
+    for name in dict.fromkeys(entry.method for entry in comparison.published):
+        mine = [entry for entry in comparison.published if entry.method == name]
+        row = {**conditions, "method": name, "source": "published"}
+        for entry in mine:
+            row |= _csv_cell(f"{entry.task}, {PICKS['last']}", entry)
+        rows.append(row)
+    return rows
+
+
+def _csv_cell(column: str, value: Summary | Published | None) -> dict[str, object]:
+    std = value.std if value else None
+    return {
+        f"{column}: mean": 100 * value.mean if value else None,
+        f"{column}: std": 100 * std if std is not None else None,
     }
-    return json.dumps(figures, indent=2) + "\n"
-
-
-def generation_table(study: Study) -> Table:
-    """Fitness of the complete trials by generation, in percent; each has noise of its own."""
-    values: dict[int, list[float]] = defaultdict(list)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if "generation" in trial.user_attrs and "start" not in trial.user_attrs:
-            values[trial.user_attrs["generation"]].append(trial.value or 0.0)
-    table = Table(title="Fitness by generation", title_justify="left")
-    for column in ("generation", "trials", "mean, %", "best, %"):
-        table.add_column(column, justify="right")
-    for generation, fitness in sorted(values.items()):
-        mean = 100 * sum(fitness) / len(fitness)
-        table.add_row(
-            str(generation + 1), str(len(fitness)), f"{mean:.1f}", f"{100 * max(fitness):.1f}"
-        )
-    return table
-
-
-def selection_table(selection: Selection) -> Table:
-    """The finalists of a study on fresh seeds, best first."""
-    count = len(selection.finalists[0].values)
-    table = Table(title=f"Finalists on {count} fresh seeds", title_justify="left")
-    table.add_column("candidate")
-    table.add_column("validation accuracy, %", justify="right")
-    for finalist in sorted(selection.finalists, key=lambda f: -f.mean):
-        won = finalist == selection.winner
-        table.add_row(
-            finalist.name + (" (control)" if finalist.control else " (chosen)" if won else ""),
-            f"{100 * finalist.mean:.1f} ± {100 * finalist.std:.1f}",
-            style="bold" if won else None,
-        )
-    return table
-
-
-def status_table(status: Status) -> Table:
-    """Rows of what a study's status holds."""
-    table = Table(title=f"study {status.study!r}", title_justify="left", show_header=False)
-    share = 100 * status.done / status.total
-    table.add_row("evaluations", f"{status.done} of {status.total} done ({share:.0f} %)")
-    if not status.finished:
-        table.add_row("generation", f"{status.generation + 1} of {status.generations}")
-        table.add_row(
-            f"its {status.popsize} slots",
-            f"{status.slots_done} done, {status.slots_running} running, {status.slots_stale} stale",
-        )
-        alive = [f"{w} (trial {', '.join(map(str, n))})" for w, n in status.workers.items()]
-        table.add_row("workers alive", "\n".join([str(len(alive)), *alive]))
-    counts = [f"{n} {state.lower()}" for state, n in status.states.items() if n]
-    table.add_row("trials", ", ".join(counts) or "none")
-    if status.stale:
-        table.add_row("without a sign of life", f"trials {', '.join(map(str, status.stale))}")
-    if status.per_hour is not None and not status.finished:
-        digits = ".0f" if status.per_hour >= 10 else ".2g"
-        table.add_row("evaluations per hour", f"{status.per_hour:{digits}}")
-        table.add_row("time left", str(status.left).partition(".")[0])
-    return table

@@ -13,16 +13,15 @@ from torch import nn
 
 from optuna_robustloss.benchmark.runs import Measured, Run, RunResult
 from optuna_robustloss.report.comparison import PICKS, Comparison, Conditions, comparisons
-from optuna_robustloss.report.drafts import write_text
 from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
 from optuna_robustloss.report.figures.curves import learning_curves
 from optuna_robustloss.report.figures.losses import loss_shapes
 from optuna_robustloss.report.figures.noise import accuracy_against_noise
 from optuna_robustloss.report.figures.ranks import critical_difference_diagram
-from optuna_robustloss.report.figures.style import write_html
-from optuna_robustloss.report.markup import to_csv, to_html, to_latex
+from optuna_robustloss.report.html import write_html, write_text_atomically
+from optuna_robustloss.report.markdown import markdown
 from optuna_robustloss.report.styles import Style, styles
-from optuna_robustloss.report.summary import markdown
+from optuna_robustloss.report.tables import to_csv, to_html, to_latex
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Benchmark</title><style>
@@ -74,15 +73,17 @@ def write_report(
     figures.mkdir(parents=True, exist_ok=True)
     compared = comparisons(measured, reference)
     told = {**(facts or {}), **_state(results, runs)}
-    write_text(out / "measured.csv", _csv([vars(one) for one in measured]))
-    write_text(out / "table.csv", to_csv(compared))
-    write_text(out / "ranks.csv", _csv([row for one in compared for row in _rank_rows(one)]))
-    write_text(out / "table.md", markdown(compared, told))
-    write_text(out / "table.tex", "\n".join(map(to_latex, compared)))
+    write_text_atomically(out / "measured.csv", _csv([vars(one) for one in measured]))
+    write_text_atomically(out / "table.csv", to_csv(compared))
+    write_text_atomically(
+        out / "ranks.csv", _csv([row for one in compared for row in _rank_rows(one)])
+    )
+    write_text_atomically(out / "table.md", markdown(compared, told))
+    write_text_atomically(out / "table.tex", "\n".join(map(to_latex, compared)))
     listed = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in told.items())
     tables = "\n".join(map(to_html, compared))
     page = _PAGE.format(facts=f"<ul>{listed}</ul>" if listed else "", tables=tables)
-    write_text(out / "table.html", page)
+    write_text_atomically(out / "table.html", page)
     drawn = [one.method for one in measured] + [o.run.method for o in results]
     looks = styles([*drawn, *(criteria or ())])
     for name, figure in _figures(results, measured, compared, rates or {}, looks):
@@ -110,7 +111,7 @@ def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
     for pick, standing in comparison.standings.items():
         ranking = standing.ranking
         test = vars(ranking.friedman) if ranking.friedman else {}
-        against = {row.method: row for row in standing.versus}
+        against = {row.method: row for row in standing.differences}
         for method, rank in zip(ranking.methods, ranking.ranks, strict=True):
             row: dict[str, object] = {
                 **vars(comparison.conditions),
@@ -123,11 +124,11 @@ def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
             for field in ("chi2", "p", "f", "p_f"):
                 row[f"friedman_{field}"] = test.get(field)
             row |= {"alpha": ranking.alpha, "critical_difference": ranking.critical_difference}
-            versus = against.get(method)
+            difference = against.get(method)
             for field in ("reference", "wins", "ties", "losses"):
-                row[field] = getattr(versus, field, None)
+                row[field] = getattr(difference, field, None)
             for field in ("difference", "low", "high"):
-                value = getattr(versus, field, None)
+                value = getattr(difference, field, None)
                 row[field] = None if value is None else 100 * value
             yield row
 

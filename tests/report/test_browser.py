@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from optuna_robustloss.report.figures.noise import accuracy_against_noise
-from optuna_robustloss.report.figures.style import write_html
+from optuna_robustloss.report.html import write_html
 from report.sample import fixed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -64,7 +64,7 @@ def test_nothing_to_rank_is_a_note():
 
 def test_a_reference_that_was_not_measured_is_a_note():
     comparison = only(measured(methods=("gce", "sce", "mae")))
-    assert comparison.standings["last"].versus == ()
+    assert comparison.standings["last"].differences == ()
     assert "last epoch: no differences to ce: it is not ranked, or alone" in comparison.notes
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.losses import GCELoss
-from optuna_robustloss.report import drafts
+from optuna_robustloss.report import html
 from optuna_robustloss.report import write as benchmark
 from optuna_robustloss.report.write import write_report
 from report.sample import METHODS, TASKS, measured, result, results
@@ -132,14 +132,14 @@ def test_nothing_measured_is_an_error(tmp_path):
 
 def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "table.md"
-    drafts.write_text(path, "old")
+    html.write_text_atomically(path, "old")
 
     def crash(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(type(path), "replace", crash)
     with pytest.raises(OSError, match="disk full"):
-        drafts.write_text(path, "new")
+        html.write_text_atomically(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -16,9 +16,9 @@ from support.small import small_spec
 from typer.testing import CliRunner
 
 from optuna_robustloss.cli.app import app
+from optuna_robustloss.cli.tables import status_table
 from optuna_robustloss.distributed.lease import Heartbeat, current_heartbeat, machine
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.report.tables import status_table
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.status import status_of
 from optuna_robustloss.search.study import create_study

@@ -1,27 +1,14 @@
-"""What all figures share: their look, lines with bands, and how they are written."""
+"""What all figures share: their look, and lines with bands."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from optuna_robustloss.report.drafts import write_text
 from optuna_robustloss.report.styles import Style, display_name
-
-PLOTLY_JS = "plotly.min.js"
-
-
-def write_html(figure: go.Figure, path: Path) -> None:
-    """Write a figure as a page that works offline, with ``plotly.min.js`` beside it."""
-    script = path.with_name(PLOTLY_JS)
-    if not script.exists():
-        write_text(script, get_plotlyjs())
-    write_text(path, figure.to_html(include_plotlyjs="directory"))
 
 
 def named(method: str) -> str:

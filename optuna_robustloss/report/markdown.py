@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from optuna_robustloss.report.comparison import PICKS, Comparison, Standing
-from optuna_robustloss.report.markup import (
+from optuna_robustloss.report.paired_differences import TIE, PairedDifference
+from optuna_robustloss.report.styles import display_name
+from optuna_robustloss.report.tables import (
     NOTHING,
     escape_markdown,
     source,
     title,
     to_markdown,
 )
-from optuna_robustloss.report.paired_differences import TIE, PairedDifference
-from optuna_robustloss.report.styles import display_name
 
 
 def markdown(compared: Sequence[Comparison], facts: Mapping[str, str]) -> str:
@@ -50,10 +50,10 @@ def _section(comparison: Comparison) -> Iterator[str]:
 
 def _ranks(standing: Standing) -> Iterator[str]:
     ranking = standing.ranking
-    against = {row.method: row for row in standing.versus}
+    against = {row.method: row for row in standing.differences}
     columns = ["method", "average rank"]
-    if standing.versus:
-        first = standing.versus[0]
+    if standing.differences:
+        first = standing.differences[0]
         other = escape_markdown(display_name(first.reference))
         columns.append(f"wins / ties / losses against {other}")
         columns.append(f"difference to {other}, points [{100 * first.level:g} % interval]")
@@ -75,7 +75,7 @@ def _ranks(standing: Standing) -> Iterator[str]:
         yield f"No significant difference within: {escape_markdown(groups or 'no group')}."
     else:
         yield f"{ranking.tasks} {'task' if ranking.tasks == 1 else 'tasks'}."
-    if standing.versus:
+    if standing.differences:
         yield (
             f"A tie is less than {100 * TIE:g} points. Intervals: percentile bootstrap over tasks, "
             "not corrected for the number of methods."

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from optuna_robustloss.report.comparison import comparisons
-from optuna_robustloss.report.markup import (
+from optuna_robustloss.report.tables import (
     escape_latex,
     to_csv,
     to_html,

@@ -1,0 +1,32 @@
+"""Write figures as HTML pages that work offline, and files that are never half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+PLOTLY_JS = "plotly.min.js"
+
+
+def write_html(figure: go.Figure, path: Path) -> None:
+    """Write a figure as a page, with ``plotly.min.js`` beside it."""
+    script = path.with_name(PLOTLY_JS)
+    if not script.exists():
+        write_text_atomically(script, get_plotlyjs())
+    write_text_atomically(path, figure.to_html(include_plotlyjs="directory"))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary file beside ``path`` and rename it.
+
+    After a crash ``path`` holds the old text or the new one, never a part.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
