@@ -115,7 +115,7 @@ def test_running_trials_are_their_workers(study):
     assert "4 slots 0 done, 3 running, 0 stale" in text
 
 
-def test_a_trial_without_a_sign_of_life_for_a_lease_is_stale(study):
+def test_a_trial_without_a_heartbeat_for_a_lease_is_stale(study):
     alive, late = study.ask(), study.ask()
     study._storage.create_new_trial(study._study_id)  # never signed, and in no slot
     sign(study, alive, current_heartbeat())
@@ -125,7 +125,7 @@ def test_a_trial_without_a_sign_of_life_for_a_lease_is_stale(study):
     assert status.workers == {f"{machine()}:{os.getpid()}": (0,)}
     assert slots(status) == (0, 1, 1)
     assert status_of(study, SPEC, lease=200).stale == (2,)
-    assert "without a sign of life trials 1, 2" in shown(status)
+    assert "without a heartbeat trials 1, 2" in shown(status)
     study.tell(late, 0.5)
     assert status_of(study, SPEC).stale == (2,)
 
@@ -264,4 +264,4 @@ def test_the_command_calls_trials_stale_by_the_lease_it_is_given(study, command)
     assert "1 running, 0 stale" in command()
     words = command("--lease", "20")
     assert "0 running, 1 stale" in words
-    assert "without a sign of life trials 0" in words
+    assert "without a heartbeat trials 0" in words
