@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from optuna_robustloss.training.scoring import chance_threshold
+from optuna_robustloss.training.stopping import chance_threshold
 
 Record = dict[str, Any]
 Curves = np.ndarray

@@ -21,6 +21,7 @@ from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.evaluation import Evaluation, TrainingResult, smoothed_best
 from optuna_robustloss.training.gradients import progress_modules
 from optuna_robustloss.training.population.backend import Backend
+from optuna_robustloss.training.stopping import chance_threshold, worst_third
 from optuna_robustloss.training.train import steps_per_epoch, train
 
 ScoreKind = Literal["last", "best"]
@@ -35,8 +36,6 @@ EVALUATIONS = 10
 #: Default share of the steps after which candidates near chance are stopped. In trainings of some
 #: hundred steps good losses were measured to be near chance for up to an eighth of them.
 STOP_AT_CHANCE_AFTER = 0.2
-#: Smaller populations are not pruned: their worst third depends too much on the seed.
-SMALLEST_PRUNED_POPULATION = 6
 
 
 @dataclass(frozen=True)
@@ -292,35 +291,6 @@ def _report(candidate: _Candidate, step: int, accuracy: float) -> None:
 def _prune(candidates: Sequence[_Candidate], population: int) -> None:
     for position in worst_third([c.mean_accuracy for c in candidates], population):
         candidates[position].pruned = True
-
-
-def worst_third(accuracies: Sequence[float], population: int) -> list[int]:
-    """Return the positions of the worst third, without the better half of the population.
-
-    CMA-ES recombines the better half of a population, so at least so many stay, however often it
-    is pruned.
-
-    Args:
-        accuracies: of the candidates left.
-        population: number of candidates at the start.
-
-    >>> worst_third([0.5, 0.1, 0.9, 0.3, 0.7, 0.2], population=6)
-    [1, 5]
-
-    """
-    if population < SMALLEST_PRUNED_POPULATION:
-        return []
-    count = min(len(accuracies) // 3, len(accuracies) - math.ceil(population / 2))
-    return sorted(range(len(accuracies)), key=lambda i: accuracies[i])[: max(0, count)]
-
-
-def chance_threshold(num_classes: int) -> float:
-    """Return the accuracy that counts as near chance: 1.5 × chance, at most chance + .05.
-
-    With fewer than ten classes 1.5 × chance would be too strict (.75 at C = 2).
-    """
-    chance = 1 / num_classes
-    return chance + min(0.5 * chance, 0.05)
 
 
 def run_lengths(recipe: Recipe, horizons: Sequence[float]) -> list[int]:

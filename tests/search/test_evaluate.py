@@ -31,7 +31,7 @@ def test_trials_evaluated_together_are_worth_what_they_are_alone():
     assert len({tuple(values) for values in stored}) == 1  # the same steps
 
 
-def test_the_worst_third_is_pruned_at_a_rung():
+def test_the_worst_third_is_pruned():
     evaluate, trials = several(6, noise=["symmetric:0.4", "none"], prune_at=[1])
     outcomes = evaluate.evaluate(trials)
     pruned = [i for i, o in enumerate(outcomes) if isinstance(o, optuna.TrialPruned)]

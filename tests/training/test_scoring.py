@@ -14,11 +14,10 @@ from optuna_robustloss.training import scoring
 from optuna_robustloss.training.evaluation import Evaluation, smoothed_best
 from optuna_robustloss.training.scoring import (
     LossScore,
-    chance_threshold,
     evaluation_steps,
     score_losses,
-    worst_third,
 )
+from optuna_robustloss.training.stopping import chance_threshold, worst_third
 from training.tiny import ADAM, CPU, Loss, digits, diverging, never_the_label, trained
 
 ETAS = (10.0, 6.0, 3.0, 1.0, 0.3, 0.1)
