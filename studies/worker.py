@@ -18,7 +18,6 @@ from optuna_robustloss import (
     open_study,
     run_worker,
 )
-from optuna_robustloss.search.study import attach_spec
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -39,4 +38,4 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     given = StudySpec.from_yaml(arguments.spec) if arguments.spec else None
     study = open_study(open_storage(arguments.storage), arguments.study_name, given)
-    run_worker(study, NoisyLabelObjective(attach_spec(study, None), root=arguments.root))
+    run_worker(study, NoisyLabelObjective.from_study(study, root=arguments.root))

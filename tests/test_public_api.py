@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -25,14 +26,23 @@ def run(code, *arguments, cwd=None):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", optuna_robustloss.__all__)
-def test_every_public_name_imports(name):
-    namespace = {}
-    exec(f"from optuna_robustloss import {name}", namespace)
-    public = namespace[name]
-    assert public.__name__ == name
-    assert public.__module__.startswith("optuna_robustloss.")
-    assert public.__doc__
+def test_every_public_name_imports_and_shows_a_runnable_example():
+    for name in optuna_robustloss.__all__:
+        namespace = {}
+        exec(f"from optuna_robustloss import {name}", namespace)
+        public = namespace[name]
+        assert public.__name__ == name
+        assert public.__module__.startswith("optuna_robustloss.")
+        assert ">>>" in public.__doc__, name
+
+
+def test_studies_and_examples_import_public_names_only():
+    root = Path(__file__).parents[1]
+    scripts = [*(root / "studies").glob("*.py"), *(root / "examples").glob("*.py")]
+    assert scripts
+    for path in scripts:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not line.startswith("from optuna_robustloss."), f"{path.name}: {line}"
 
 
 def test_the_public_names_are_sorted_and_all_there_with_a_star():

@@ -22,6 +22,11 @@ class ScaledLoss(nn.Module):
     Raises:
         ValueError: ``scale`` is not a positive number.
 
+    >>> import torch
+    >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
+    >>> round(ScaledLoss(torch.nn.CrossEntropyLoss(), 0.1)(logits, labels).item(), 3)
+    0.024
+
     """
 
     def __init__(self, criterion: nn.Module, scale: float) -> None:

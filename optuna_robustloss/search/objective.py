@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.exceptions import TrialPruned
+from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_robustloss.attributes import (
@@ -25,6 +27,7 @@ from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.space import Parameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.seeds import derive_seed
+from optuna_robustloss.spec_files import stored_spec
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.networks import default_device
@@ -84,6 +87,17 @@ class NoisyLabelObjective:
         prune: ask the study's pruner after every evaluation. Off by default, because Optuna's
             default pruner compares early accuracies, which rank robust losses backwards.
 
+    >>> spec = StudySpec(
+    ...     name="small", datasets="digits", architectures="mlp2", noise="symmetric:0.4",
+    ...     train=200, validation=100, recipe={"epochs": 1}, popsize=4, generations=1,
+    ... )
+    >>> objective = NoisyLabelObjective(spec, device="cpu")
+    >>> import optuna
+    >>> study = optuna.create_study(direction="maximize")
+    >>> study.optimize(objective, n_trials=1)
+    >>> 0 <= study.best_value <= 1
+    True
+
     """
 
     def __init__(
@@ -100,6 +114,22 @@ class NoisyLabelObjective:
         self.root = Path(root) if root is not None else None
         self.download = download
         self.prune = prune
+
+    @classmethod
+    def from_study(cls, study: Study, **options: Any) -> NoisyLabelObjective:
+        """Return the objective of a study that carries its spec; see the class for ``options``.
+
+        Raises:
+            ValueError: the study has no spec.
+
+        """
+        spec = stored_spec(study, StudySpec)
+        if spec is None:
+            raise ValueError(
+                f"study {study.study_name!r} has no spec yet: open it with one, "
+                "open_study(storage, name, spec)"
+            )
+        return cls(spec, **options)
 
     def __call__(self, trial: BaseTrial) -> float:
         """Train with the loss that ``trial`` suggests and return its fitness in [0, 1]."""

@@ -87,7 +87,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     """Share of a network's steps after which a candidate near chance is stopped; None: never."""
     prune_at: OneOrMany[float] = ()
     """Moments at which the worst third of a population is pruned, counted in networks: 2.5 is
-    half-way through the third. ``studies/ranking.py`` measures where that is safe."""
+    half-way through the third. ``benchmarks/ranking.py`` measures where that is safe."""
     popsize: int = Field(default=12, ge=4)
     generations: int = Field(default=30, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -31,6 +31,14 @@ def create_study(
     Raises:
         ValueError: the study belongs to another spec, or minimises; nothing is changed then.
 
+    >>> from optuna_robustloss import open_storage
+    >>> spec = StudySpec(
+    ...     name="small", datasets="digits", architectures="mlp2", noise="symmetric:0.4",
+    ...     train=200, validation=100, recipe={"epochs": 1}, popsize=4, generations=1,
+    ... )
+    >>> create_study(spec, open_storage("sqlite:///:memory:"), "small").study_name
+    'small'
+
     """
     study = optuna.create_study(
         storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
@@ -53,6 +61,16 @@ def open_study(
     Raises:
         ValueError: there is no such study, it has no spec and none is given, it has another one,
             or it minimises.
+
+    >>> from optuna_robustloss import open_storage
+    >>> spec = StudySpec(
+    ...     name="small", datasets="digits", architectures="mlp2", noise="symmetric:0.4",
+    ...     train=200, validation=100, recipe={"epochs": 1}, popsize=4, generations=1,
+    ... )
+    >>> storage = open_storage("sqlite:///:memory:")
+    >>> _ = create_study(spec, storage, "small")
+    >>> print(open_study(storage, "small").sampler)
+    GenerationalCmaEsSampler(popsize=4)
 
     """
     study = load_study(storage, study_name)

@@ -56,6 +56,16 @@ def run_worker(
         on_trial: called after each of this worker's trials.
         lease: seconds without a heartbeat after which a trial is taken over.
 
+    >>> from optuna_robustloss import StudySpec, create_study, open_storage
+    >>> spec = StudySpec(
+    ...     name="small", datasets="digits", architectures="mlp2", noise="symmetric:0.4",
+    ...     train=200, validation=100, recipe={"epochs": 1}, popsize=4, generations=1,
+    ... )
+    >>> study = create_study(spec, open_storage("sqlite:///:memory:"), "small")
+    >>> run_worker(study, NoisyLabelObjective.from_study(study))
+    >>> len(study.trials)
+    4
+
     """
     worker = _Worker(study, objective, on_trial, lease)
     worker.reap()

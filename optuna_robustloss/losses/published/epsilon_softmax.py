@@ -49,6 +49,11 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
     Raises:
         ValueError: any of the above is out of its domain.
 
+    >>> import torch
+    >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
+    >>> round(EpsilonSoftmaxLoss()(logits, labels).item(), 3)
+    2.13
+
     """
 
     def __init__(

@@ -170,6 +170,9 @@ def equivalent(
         variable: what both polynomials are written in.
         tolerance: largest distance of the two canonical forms, each scaled to length one.
 
+    >>> equivalent([0.5, 0.5, 0, 0, 0, 0, -2, 0, 0, 0, 0, 0], [0] * 6 + [-1] + [0] * 5)
+    True
+
     """
     a = canonical(theta_a, variable=variable).double()
     b = canonical(theta_b, variable=variable).double()

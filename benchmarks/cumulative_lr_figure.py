@@ -3,7 +3,7 @@
 For example the README's figure, after ``optuna-robustloss benchmark studies/small.yaml --tuned
 --only mlp --out small``::
 
-    python studies/cumulative_lr_figure.py small figure.html --method ce --method gce --method sce
+    python benchmarks/cumulative_lr_figure.py small figure.html --method ce --method gce
 """
 
 from __future__ import annotations

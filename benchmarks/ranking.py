@@ -1,6 +1,6 @@
 r"""How early, how cheaply and how coarsely may a loss be judged? Ranks candidates, and compares.
 
-python studies/ranking.py studies/ar_sym80.yaml --study ar_sym80 --storage sqlite:///ar_sym80.db \
+python benchmarks/ranking.py studies/ar_sym80.yaml --study ar --storage sqlite:///ar.db \
     --generations 0 3 8 15 --variants "" precision=float32 train=8000,epochs=50
 
 Trains the candidates of some generations of a finished search (without one: losses drawn as its
