@@ -1,7 +1,5 @@
 """How scale and epoch are chosen, on made-up trainings."""
 
-import pytest
-
 from optuna_robustloss.benchmark.regimes import best_evaluation, measure
 from optuna_robustloss.benchmark.runs import Run, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
@@ -142,7 +140,7 @@ def test_without_noisy_labels_there_is_no_such_regime():
     assert {m.method for m in found} == {"ce", "ce-stopped-clean"}
 
 
-@pytest.mark.parametrize(("values", "step"), [((0.1, 0.3, 0.3), 20), ((0.5, 0.3, 0.4), 10)])
-def test_the_first_of_equal_moments_is_the_best(values, step):
-    curve = result("ce", LOW, 1.0, *[(0.0, v, v, v) for v in values]).curve
-    assert best_evaluation(curve, "clean").step == step
+def test_the_first_of_equal_moments_is_the_best():
+    for values, step in (((0.1, 0.3, 0.3), 20), ((0.5, 0.3, 0.4), 10)):
+        curve = result("ce", LOW, 1.0, *[(0.0, v, v, v) for v in values]).curve
+        assert best_evaluation(curve, "clean").step == step

@@ -61,23 +61,19 @@ def test_a_pass_takes_scales_horizons_schedules_and_tasks():
     assert {c.task for c in runs} == {"digits/mlp2/clean"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_a_pass_that_the_spec_does_not_have_is_refused():
+    for options, message in [
         ({"scales": [7]}, "scales of benchmark 'tiny' are 0.05, .*; 7 is none of them"),
         ({"horizons": [2]}, "horizons of benchmark"),
         ({"schedules": ["linear"]}, "schedules of benchmark"),
         ({"only": ["resnet"]}, "no task has resnet in it: digits/mlp2"),
-    ],
-)
-def test_a_pass_that_the_spec_does_not_have_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        spec().runs(**options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            spec().runs(**options)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_mistakes_are_named():
+    for changes, message in [
         ({"method": ["ce"]}, "unknown key 'method'; known keys: name, methods, tasks"),
         ({"methods": ["cee"]}, "did you mean 'ce'.*as methods also forward, jocor, elr"),
         ({"methods": ["gce@2"]}, "'gce' has no phases"),
@@ -90,12 +86,10 @@ def test_a_pass_that_the_spec_does_not_have_is_refused(options, message):
         ({"few": 2000}, "a part of validation"),
         ({"tasks": MINIMAL["tasks"] * 2}, "'digits/mlp2/symmetric 40 %' is there twice"),
         ({"tasks": [{"datasets": "digit", "architectures": "mlp2", "noise": "none"}]}, "digits"),
-    ],
-)
-def test_mistakes_are_named(changes, message):
-    with pytest.raises(ValueError, match=rf"^bench\.yaml: .*{message}") as error:
-        spec(**changes)
-    assert "\n" not in str(error.value)
+    ]:
+        with pytest.raises(ValueError, match=rf"^bench\.yaml: .*{message}") as error:
+            spec(**changes)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

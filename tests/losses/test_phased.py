@@ -74,11 +74,11 @@ def test_whole_shares_are_exact(total, switch, width):
         assert (weight == 1) is (exact >= 1)
 
 
-@pytest.mark.parametrize(("switch", "early_steps"), [(0, 0), (0.3, 3), (0.31, 4), (1, 10)])
-def test_without_a_width_it_changes_at_once(switch, early_steps):
-    criterion = phased(switch=switch, width=0)
-    for step in range(10):
-        assert torch.equal(called(criterion), called(EARLY if step < early_steps else LATE))
+def test_without_a_width_it_changes_at_once():
+    for switch, early_steps in ((0, 0), (0.3, 3), (0.31, 4), (1, 10)):
+        criterion = phased(switch=switch, width=0)
+        for step in range(10):
+            assert torch.equal(called(criterion), called(EARLY if step < early_steps else LATE))
 
 
 def test_after_the_last_step_it_stays_late():
@@ -99,15 +99,15 @@ def test_only_what_counts_is_computed():
     assert calls[9] == (6, 7)
 
 
-@pytest.mark.parametrize("lr", [0.01, 0.1])
-def test_steps_times_learning_rate_are_the_same_moment_in_a_longer_training(lr):
-    for total in (100, 300):
-        criterion = PhasedLoss.at_cumulative_lr(
-            EARLY, LATE, switch=8 * lr, width=4 * lr, lr=lr, total_steps=total
-        )
-        found = [called(criterion) for _ in range(14)]
-        expected = [blended(min(max((step - 8) / 4, 0), 1)) for step in range(14)]
-        torch.testing.assert_close(found, expected)
+def test_steps_times_learning_rate_are_the_same_moment_in_a_longer_training():
+    for lr in (0.01, 0.1):
+        for total in (100, 300):
+            criterion = PhasedLoss.at_cumulative_lr(
+                EARLY, LATE, switch=8 * lr, width=4 * lr, lr=lr, total_steps=total
+            )
+            found = [called(criterion) for _ in range(14)]
+            expected = [blended(min(max((step - 8) / 4, 0), 1)) for step in range(14)]
+            torch.testing.assert_close(found, expected)
 
 
 # --- Where it is ---
@@ -261,9 +261,8 @@ def test_a_named_pair_is_scaled_and_needs_the_progress():
 # --- Arguments ---
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_arguments_are_named():
+    for options, message in [
         ({"switch": -0.1}, "switch is a share of the steps from 0 to 1, got -0.1"),
         ({"switch": 8}, "switch is a share .* got 8"),
         ({"switch": float("nan")}, "switch is a share .* got nan"),
@@ -273,31 +272,26 @@ def test_a_named_pair_is_scaled_and_needs_the_progress():
         ({"late": MAELoss(reduction="sum")}, "the same reduction, got 'mean' and 'sum'"),
         ({"late": ScaledLoss(GCELoss(reduction="none"), 2)}, "got 'mean' and 'none'"),
         ({"late": ScaledLoss(phased(), 2.0)}, "cannot have phases themselves"),
-    ],
-)
-def test_wrong_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        phased(**options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            phased(**options)
 
 
-@pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
-def test_progress_is_a_share(progress):
-    with pytest.raises(ValueError, match=f"progress is a share .* got {progress}"):
-        phased().progress = progress
+def test_progress_is_a_share():
+    for progress in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"progress is a share .* got {progress}"):
+            phased().progress = progress
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_a_training_that_is_too_short_is_named():
+    for options, message in [
         (
             {"total_steps": 11},
             r"ends at a cumulative learning rate of 0.12, the training at 0.11",
         ),
         ({"lr": 0}, "lr and total_steps must be positive, got 0 and 100"),
         ({"total_steps": -3}, "lr and total_steps must be positive"),
-    ],
-)
-def test_a_training_that_is_too_short_is_named(options, message):
-    arguments = {"switch": 0.08, "width": 0.04, "lr": 0.01, "total_steps": 100}
-    with pytest.raises(ValueError, match=message):
-        PhasedLoss.at_cumulative_lr(EARLY, LATE, **(arguments | options))
+    ]:
+        arguments = {"switch": 0.08, "width": 0.04, "lr": 0.01, "total_steps": 100}
+        with pytest.raises(ValueError, match=message):
+            PhasedLoss.at_cumulative_lr(EARLY, LATE, **(arguments | options))

@@ -1,5 +1,6 @@
-"""CMA-ES as a pure function of what it is told: draws again the same, converges, never breaks."""
+"""CMA-ES as a pure function of its generations: repeatable draws, convergence, no failures."""
 
+import math
 import warnings
 
 import numpy as np
@@ -85,14 +86,16 @@ def test_a_generation_has_popsize_candidates():
 
 @pytest.mark.parametrize("space", [LINE, FIVE], ids=["line", "five"])
 @pytest.mark.parametrize("options", [{}, {"separable": True}, {"lr_adapt": True}], ids=str)
-@pytest.mark.parametrize("popsize", [4, 9])
-def test_it_finds_the_minimum_and_goes_on_when_converged(space, options, popsize):
+def test_it_finds_the_minimum_and_stays_there_when_converged(space, options):
     if options.get("separable") and len(space) == 1:
         pytest.skip("a diagonal needs two parameters")
-    optimizer = GenerationalCma(SearchSpaceTransform.standardised(space), popsize, 1, **options)
-    best = min(generation(optimizer, sphere) for _ in range(700))
-    assert best < 1e-12
-    if optimizer.converged:
+    for popsize in (4, 9):
+        optimizer = GenerationalCma(SearchSpaceTransform.standardised(space), popsize, 1, **options)
+        best = math.inf
+        while not optimizer.converged:
+            assert optimizer.generation < 2000
+            best = min(best, generation(optimizer, sphere))
+        assert best < 1e-12
         state = optimizer.state
         generation(optimizer, sphere)
         assert optimizer.state == state
@@ -164,6 +167,7 @@ def optuna_best(f, space, popsize, generations, seed):
     return study.best_value
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("f", [sphere, ellipsoid])
 def test_it_is_as_good_as_the_sampler_of_optuna(f):
     space = {f"x{i:02}": FloatDistribution(-5, 5) for i in range(12)}

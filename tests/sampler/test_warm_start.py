@@ -78,21 +78,18 @@ def test_trials_with_other_parameters_are_left_out():
     assert start == estimate_start([source(20)], optuna.create_study())[1]
 
 
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
+def test_a_source_that_cannot_be_used_is_named():
+    for sources, message in [
         (lambda: [source(9)], "has 9 complete trials with the parameters lr, n, x"),
         (lambda: [source(0)], r"has 0 complete trials with the parameters \(none\)"),
         (lambda: [source(20), source(9)], "has 9 complete trials"),
         (lambda: [source(20, "maximize")], "has the direction MAXIMIZE, 'new' has MINIMIZE"),
         (lambda: [source(20), source(20, space={"x": SPACE["x"]})], "has 0 complete trials"),
         (lambda: [(optuna.storages.InMemoryStorage(), "gone")], "'gone' is not in its storage"),
-    ],
-)
-def test_a_source_that_cannot_be_used_is_named(sources, message):
-    study = optuna.create_study(study_name="new")
-    with pytest.raises(ValueError, match=message):
-        estimate_start(sources(), study)
+    ]:
+        study = optuna.create_study(study_name="new")
+        with pytest.raises(ValueError, match=message):
+            estimate_start(sources(), study)
 
 
 def test_a_source_without_numbers_is_an_error():
@@ -107,10 +104,10 @@ def test_a_source_with_other_ranges_is_an_error():
         estimate_start([source(20)], optuna.create_study(), space)
 
 
-@pytest.mark.parametrize("options", [{"x0": {"x": 1}}, {"sigma0": 1.0}, {"separable": True}])
-def test_it_takes_the_place_of_other_starts(options):
-    with pytest.raises(ValueError, match="source_studies gives the start"):
-        GenerationalCmaEsSampler(source_studies=[("sqlite:///a.db", "a")], **options)
+def test_it_takes_the_place_of_other_starts():
+    for options in ({"x0": {"x": 1}}, {"sigma0": 1.0}, {"separable": True}):
+        with pytest.raises(ValueError, match="source_studies gives the start"):
+            GenerationalCmaEsSampler(source_studies=[("sqlite:///a.db", "a")], **options)
 
 
 def test_the_second_worker_does_not_look_at_the_source(tmp_path):

@@ -127,9 +127,8 @@ def test_options_of_the_generational_sampler_are_refused_for_others():
             assert f"{option} is an option of sampler: generational" in text
 
 
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
+def test_a_wrong_option_is_refused_when_the_spec_is_read():
+    for changes, parts in [
         ({"sigma0": 0}, ["sigma0", "greater than 0"]),
         ({"max_retry": -1}, ["max_retry", "greater than or equal to 0"]),
         ({"source_studies": [{"study": ""}]}, ["source_studies.0.study", "at least 1 char"]),
@@ -137,11 +136,9 @@ def test_options_of_the_generational_sampler_are_refused_for_others():
         ({"lr_adapt": True, "separable": True}, ["lr_adapt", "separable"]),
         ({"source_studies": ["a"], "separable": True}, ["source_studies", "separable"]),
         ({"source_studies": ["a"], "sigma0": 0.25}, ["source_studies", "sigma0"]),
-    ],
-)
-def test_a_wrong_option_is_refused_when_the_spec_is_read(changes, parts):
-    text = refused(**changes)
-    assert all(part in text for part in parts), text
+    ]:
+        text = refused(**changes)
+        assert all(part in text for part in parts), text
 
 
 def test_options_reach_the_generational_sampler():

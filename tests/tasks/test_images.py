@@ -188,19 +188,16 @@ def test_a_bad_request_is_refused(source, order, batch_size, message):
         next(source.batches(order, batch_size, device=CPU))
 
 
-@pytest.mark.parametrize(
-    ("pixels", "mean", "std", "message"),
-    [
+def test_unfit_pixels_are_refused():
+    for pixels, mean, std, message in [
         (torch.zeros(2, 1, 4, 4), [0.5], [0.5], "uint8"),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), [0.5], [0.5], "uint8 tensor"),
         (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), [0.5], [0.5], "non-empty"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), [0.5], [0.5], "3 values"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0.5], [0.0], "std above 0"),
-    ],
-)
-def test_unfit_pixels_are_refused(pixels, mean, std, message):
-    with pytest.raises(ValueError, match=message):
-        TensorImages(pixels, mean, std)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TensorImages(pixels, mean, std)
 
 
 def test_a_negative_padding_is_refused(pixels):

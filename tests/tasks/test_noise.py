@@ -100,16 +100,13 @@ def test_noise_does_not_share_its_stream_with_another_use_of_the_same_seed():
     assert abs(np.corrcoef(plain, flipped)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_golden_labels_are_the_same_on_every_host():
+    for text, expected in [
         ("symmetric:0.8", [3, 3, 3, 3, 8, 9, 0, 6, 8, 5, 7, 9, 6, 6, 9, 5, 3, 2, 8, 4]),
         ("pair-flip:0.4", [0, 1, 2, 3, 5, 6, 6, 7, 9, 9, 1, 2, 3, 4, 5, 5, 6, 7, 9, 0]),
         ("asymmetric:0.4", [0, 1, 2, 3, 4, 6, 5, 7, 8, 9, 0, 1, 7, 8, 4, 5, 5, 1, 8, 9]),
-    ],
-)
-def test_golden_labels_are_the_same_on_every_host(text, expected):
-    assert drawn(text, cycle(20), seed=42).labels.tolist() == expected
+    ]:
+        assert drawn(text, cycle(20), seed=42).labels.tolist() == expected
 
 
 def test_no_noise_gives_a_copy_of_the_labels():
@@ -144,16 +141,13 @@ def test_pair_flip_goes_to_the_next_class_and_around():
     assert noisy.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
+def test_asymmetric_follows_the_class_map():
+    for dataset, expected in [
         ("mnist", [0, 1, 7, 8, 4, 6, 5, 1, 8, 9]),
         ("digits", [0, 1, 7, 8, 4, 6, 5, 1, 8, 9]),
         ("cifar10", [0, 1, 0, 5, 7, 3, 6, 7, 8, 1]),
-    ],
-)
-def test_asymmetric_follows_the_class_map(dataset, expected):
-    assert drawn("asymmetric:1", cycle(10), dataset=dataset).labels.tolist() == expected
+    ]:
+        assert drawn("asymmetric:1", cycle(10), dataset=dataset).labels.tolist() == expected
 
 
 def test_asymmetric_cifar100_stays_in_the_superclass_and_is_a_cycle_of_five():
@@ -193,12 +187,12 @@ def test_symmetric_matrix_spreads_the_rate_over_the_other_classes():
     assert matrix[0].tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2])
 
 
-@pytest.mark.parametrize("dataset", ["fashion-mnist", "clothing1m"])
-def test_asymmetric_without_a_class_map_points_to_the_alternatives(dataset):
-    with pytest.raises(
-        ValueError, match=rf"{dataset}.*cifar10, cifar100, digits, .*mnist.*pair-flip"
-    ):
-        drawn("asymmetric:0.4", cycle(20), dataset=dataset)
+def test_asymmetric_without_a_class_map_points_to_the_alternatives():
+    for dataset in ("fashion-mnist", "clothing1m"):
+        with pytest.raises(
+            ValueError, match=rf"{dataset}.*cifar10, cifar100, digits, .*mnist.*pair-flip"
+        ):
+            drawn("asymmetric:0.4", cycle(20), dataset=dataset)
 
 
 def test_class_map_of_another_number_of_classes_is_refused():
@@ -209,20 +203,17 @@ def test_class_map_of_another_number_of_classes_is_refused():
 # Errors at the door
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
+def test_labels_that_are_none_are_refused():
+    for labels, message in [
         (torch.tensor([0, 10]), r"labels must be in \[0, 10\), got 10"),
         (torch.tensor([0, -1]), r"labels must be in \[0, 10\), got -1"),
         (torch.zeros(2, 2, dtype=torch.int64), r"one row, got shape \(2, 2\)"),
         (torch.tensor([0.5]), "whole numbers"),
         (torch.tensor([True]), "whole numbers"),
         (torch.zeros(0, dtype=torch.int64), r"some labels in one row, got shape \(0,\)"),
-    ],
-)
-def test_labels_that_are_none_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        drawn("symmetric:0.5", labels)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            drawn("symmetric:0.5", labels)
 
 
 def test_seed_number_of_classes_and_given_are_checked():
@@ -234,9 +225,8 @@ def test_seed_number_of_classes_and_given_are_checked():
         drawn("given", cycle(20))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_contradictory_specifications_are_refused():
+    for fields, message in [
         ({"kind": "symmetric", "rate": 1.2}, "less than or equal to 1"),
         ({"kind": "symmetric", "rate": -0.1}, "greater than or equal to 0"),
         ({"kind": "symmetric", "rate": float("nan")}, "finite"),
@@ -249,11 +239,9 @@ def test_seed_number_of_classes_and_given_are_checked():
         ({"kind": "given", "path": "x.npy"}, "takes no path, got 'x.npy'"),
         ({"kind": "uniform", "rate": 0.2}, "'none', 'symmetric'"),
         ({"kind": "none", "ratio": 0.2}, "ratio"),
-    ],
-)
-def test_contradictory_specifications_are_refused(fields, message):
-    with pytest.raises(ValidationError, match=message):
-        NoiseSpec(**fields)
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            NoiseSpec(**fields)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +265,8 @@ def test_parse_label_and_symmetry(text, label, symmetric):
     assert NoiseSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_text_that_is_no_specification_is_refused():
+    for text, message in [
         ("symmetric", "needs a rate"),
         ("symmetric:", "valid number"),
         ("symmetric:much", "valid number"),
@@ -287,8 +274,6 @@ def test_parse_label_and_symmetry(text, label, symmetric):
         ("gaussian:0.2", "'none', 'symmetric'"),
         ("human", "needs the name"),
         ("file", "needs the path"),
-    ],
-)
-def test_text_that_is_no_specification_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        NoiseSpec.parse(text)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            NoiseSpec.parse(text)

@@ -177,7 +177,7 @@ def test_labels_that_come_with_the_data_are_compared_with_the_clean_ones():
         realised(clean, with_the_data, 2)
 
 
-@pytest.mark.parametrize("text", ["human:worse_label", "file:labels.npy", "given"])
-def test_kinds_without_a_nominal_matrix_say_so(text):
-    with pytest.raises(ValueError, match="no nominal matrix"):
-        transition_matrix(NoiseSpec.parse(text), "cifar10", 10)
+def test_kinds_without_a_nominal_matrix_say_so():
+    for text in ("human:worse_label", "file:labels.npy", "given"):
+        with pytest.raises(ValueError, match="no nominal matrix"):
+            transition_matrix(NoiseSpec.parse(text), "cifar10", 10)

@@ -101,19 +101,16 @@ def test_fewer_training_images_are_some_of_the_many_and_leave_validation_as_it_w
     assert torch.equal(few.train.labels, many.train.labels)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "asked"),
-    [
+def test_more_images_than_there_are_is_one_clear_error():
+    for sizes, asked in [
         ({"train": 1298}, "1298 for training and 0 for validation"),
         ({"train": 1000, "validation": 298}, "1000 for training and 298 for validation"),
         ({"validation": 1297}, "some for training and 1297 for validation"),
         ({"validation": 5000}, "some for training and 5000 for validation"),
-    ],
-)
-def test_more_images_than_there_are_is_one_clear_error(sizes, asked):
-    message = f"'digits' has 1297 training images: {asked} do not fit; lower 'train' or 'valid"
-    with pytest.raises(ValueError, match=message):
-        prepare_task(TaskSpec.parse("digits,mlp2", **sizes), seed=0)
+    ]:
+        message = f"'digits' has 1297 training images: {asked} do not fit; lower 'train' or 'valid"
+        with pytest.raises(ValueError, match=message):
+            prepare_task(TaskSpec.parse("digits,mlp2", **sizes), seed=0)
 
 
 def test_the_last_image_may_be_used():

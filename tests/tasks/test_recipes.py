@@ -78,10 +78,10 @@ def test_clothing1m_has_three_rates_for_five_epochs_each():
     assert rates == pytest.approx([8e-4] * 5 + [5e-4] * 5 + [5e-5] * 5)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "clothing1m"])
-def test_an_unknown_network_is_the_models_error(dataset):
-    with pytest.raises(ValueError, match=r"unknown network 'resnet81'.*resnet18"):
-        recipe_for("resnet81", dataset)
+def test_an_unknown_network_is_the_models_error():
+    for dataset in ("cifar10", "clothing1m"):
+        with pytest.raises(ValueError, match=r"unknown network 'resnet81'.*resnet18"):
+            recipe_for("resnet81", dataset)
 
 
 # The schedule
@@ -108,18 +108,17 @@ def test_constant_cosine_and_linear_rates():
     assert [recipe(schedule=s).constant_lr for s in ("constant", "cosine")] == [True, False]
 
 
-@pytest.mark.parametrize("progress", [-0.01, 1.0, float("nan")])
-def test_progress_outside_the_run_is_refused(progress):
-    with pytest.raises(ValueError, match=r"progress must be in \[0, 1\), got"):
-        recipe().lr_at(progress)
+def test_progress_outside_the_run_is_refused():
+    for progress in (-0.01, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"progress must be in \[0, 1\), got"):
+            recipe().lr_at(progress)
 
 
 # Contradictions
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_contradictory_recipes_are_refused():
+    for fields, message in [
         ({"learning_rate": 0.1}, "learning_rate"),
         ({"optimizer": "lion"}, "'sgd', 'adam' or 'adamw'"),
         ({"lr": 0}, "greater than 0"),
@@ -145,11 +144,9 @@ def test_progress_outside_the_run_is_refused(progress):
         ({"schedule": "cosine", "factors": [0.2]}, "belong to schedule 'step'.*'cosine'"),
         ({"decay_start": 0.5}, "decay_start belongs to .*got 0.5 with 'constant'"),
         ({"schedule": "linear", "decay_start": 1.0}, "less than 1"),
-    ],
-)
-def test_contradictory_recipes_are_refused(fields, message):
-    with pytest.raises(ValidationError, match=message):
-        recipe(**fields)
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            recipe(**fields)
 
 
 def test_a_recipe_is_frozen_and_survives_json():

@@ -119,9 +119,8 @@ def test_coefficients_change_in_place():
     assert not torch.equal(gradients._gradient._coefficients, before)
 
 
-@pytest.mark.parametrize(
-    ("criterion", "expected"),
-    [
+def test_two_taylor_losses_of_one_variable_have_a_closed_form():
+    for criterion, expected in [
         (phased(taylor(), taylor()), True),
         (make_loss("sce-then-confirm*0.5", TEN), True),
         (make_loss("ce-then-mae", TEN), True),
@@ -131,10 +130,8 @@ def test_coefficients_change_in_place():
         (phased(taylor(variable="log"), taylor(variable="log")), False),  # the other is not
         (phased(taylor(), taylor(weight=torch.ones(TEN))), False),
         (phased(taylor(), taylor()).eval(), False),  # its late loss, whatever the progress
-    ],
-)
-def test_two_taylor_losses_of_one_variable_have_a_closed_form(criterion, expected):
-    assert is_closed_form([taylor(), criterion]) is expected
+    ]:
+        assert is_closed_form([taylor(), criterion]) is expected
 
 
 def test_parts_for_another_number_of_classes_are_an_error():

@@ -128,36 +128,31 @@ def test_training_needs_indices():
         make()(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize(
-    "index", [torch.tensor([0]), torch.tensor([[0], [1]]), torch.tensor([0.0, 1.0])]
-)
-def test_indices_that_do_not_fit(index):
-    with pytest.raises(ValueError, match=r"index must be int64 of shape \(2,\)"):
-        make()(torch.zeros(2, CLASSES), torch.tensor([0, 1]), index)
+def test_indices_that_do_not_fit():
+    for index in (torch.tensor([0]), torch.tensor([[0], [1]]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"index must be int64 of shape \(2,\)"):
+            make()(torch.zeros(2, CLASSES), torch.tensor([0, 1]), index)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, CLASSES, 5)])
-def test_logits_that_do_not_fit(shape):
-    target = torch.zeros(shape[:1] + shape[2:]).long()
-    with pytest.raises(ValueError, match=r"needs logits \(N, 4\)"):
-        make()(torch.zeros(shape), target, torch.tensor([0, 1]))
+def test_logits_that_do_not_fit():
+    for shape in ((2, 3), (2, CLASSES, 5)):
+        target = torch.zeros(shape[:1] + shape[2:]).long()
+        with pytest.raises(ValueError, match=r"needs logits \(N, 4\)"):
+            make()(torch.zeros(shape), target, torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_constants_out_of_range():
+    for options, message in [
         ({"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
         ({"beta": -0.1}, r"beta must be in \[0, 1\)"),
         ({"lam": -1.0}, "lam must be a number ≥ 0, got -1.0"),
         ({"lam": math.nan}, "lam must be a number ≥ 0"),
-    ],
-)
-def test_constants_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        make(**options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(**options)
 
 
-@pytest.mark.parametrize("sizes", [(0, 4), (5, 1)])
-def test_sizes_out_of_range(sizes):
-    with pytest.raises(ValueError, match="num_samples ≥ 1 and num_classes ≥ 2"):
-        ELRLoss(*sizes)
+def test_sizes_out_of_range():
+    for sizes in ((0, 4), (5, 1)):
+        with pytest.raises(ValueError, match="num_samples ≥ 1 and num_classes ≥ 2"):
+            ELRLoss(*sizes)

@@ -126,16 +126,13 @@ def test_leaves_its_arguments_alone_and_records_nothing():
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_shapes_that_do_not_fit():
+    for arguments, message in [
         ((torch.ones(2, 4), torch.ones(2, 4)), r"\(K, 5\) and \(K, 4\), got \(2, 4\)"),
         ((torch.ones(2, 5), torch.ones(3, 4)), r"got \(2, 5\) and \(3, 4\)"),
-    ],
-)
-def test_shapes_that_do_not_fit(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TaylorGradient(*arguments)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TaylorGradient(*arguments)
 
 
 def test_a_weight_for_each_candidate():

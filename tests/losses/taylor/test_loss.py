@@ -172,7 +172,7 @@ def test_prints_the_normalised_polynomials():
     text = str(TaylorLoss(MAE_THETA, 10))
     assert "num_classes=10, eta=2.0, reduction='mean'" in text
     p0, p1 = printed_polynomial(text, 0), printed_polynomial(text, 1)
-    # The gauge leaves the constant to Eq. 5 (f_min = 0): only the slopes are told apart.
+    # The gauge leaves the constant to Eq. 5 (f_min = 0): only the slopes are distinguished.
     assert (p0[1], p1[1]) == (10, -10)
     assert (p0[2:], p1[2:]) == ([0, 0, 0], [0, 0, 0])
 
@@ -201,9 +201,8 @@ def test_prints_the_log_variable_and_the_cross_entropy_term():
 # --- Errors, at construction where possible ---
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_arguments_outside_their_domain():
+    for options, message in [
         ({"theta": MAE_THETA[:11]}, r"12 numbers .*\(11,\)"),
         ({"theta": (math.nan, *MAE_THETA[1:])}, "finite.*nan"),
         ({"theta": (*MAE_THETA[:11], math.inf)}, "finite.*inf"),
@@ -220,11 +219,9 @@ def test_prints_the_log_variable_and_the_cross_entropy_term():
         ({"theta": [0.3, 0.2, 5.0] + [0.0] * 9}, "constant loss for 10 classes"),
         ({"theta": [0.3, 0.2, 5.0] + [0.0] * 9, "num_classes": 1000}, "constant loss"),
         ({"theta": [0.0] * 12, "variable": "log"}, "constant loss for 10 classes"),
-    ],
-)
-def test_arguments_outside_their_domain(options, message):
-    with pytest.raises(ValueError, match=message):
-        TaylorLoss(**({"theta": MAE_THETA, "num_classes": 10} | options))
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TaylorLoss(**({"theta": MAE_THETA, "num_classes": 10} | options))
 
 
 def test_a_linear_term_alone_is_constant_for_probabilities_only():
@@ -233,11 +230,11 @@ def test_a_linear_term_alone_is_constant_for_probabilities_only():
     assert TaylorLoss(theta, 10, variable="log").eta == 2.0
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 9, 2)])
-def test_another_number_of_classes_is_refused(shape):
-    target = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
-    with pytest.raises(ValueError, match=f"have {shape[1]} classes, the loss was built for 10"):
-        TaylorLoss(MAE_THETA, 10)(torch.zeros(shape), target)
+def test_another_number_of_classes_is_refused():
+    for shape in ((4, 3), (4, 9, 2)):
+        target = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+        with pytest.raises(ValueError, match=f"have {shape[1]} classes, the loss was built for 10"):
+            TaylorLoss(MAE_THETA, 10)(torch.zeros(shape), target)
 
 
 # --- The function ---
@@ -261,15 +258,12 @@ def test_the_function_refuses_what_the_module_refuses():
         taylor_loss(torch.zeros(1, 3), torch.tensor([3]), MAE_THETA)
 
 
-@pytest.mark.parametrize(
-    ("logits_shape", "target_shape", "message"),
-    [
+def test_a_population_that_does_not_fit():
+    for logits_shape, target_shape, message in [
         ((4, 6, 3), (6,), r"\(K, N, C\) with the same K, got \(4, 6, 3\)"),
         ((6, 3), (6,), r"got \(6, 3\)"),
         ((2, 6, 3), (5,), r"\(2, 6\) or \(6,\), got \(5,\)"),
-    ],
-)
-def test_a_population_that_does_not_fit(logits_shape, target_shape, message):
-    thetas = random_theta(0, population=2)
-    with pytest.raises(ValueError, match=message):
-        taylor_loss(random_logits(0, *logits_shape), random_labels(0, 3, *target_shape), thetas)
+    ]:
+        thetas = random_theta(0, population=2)
+        with pytest.raises(ValueError, match=message):
+            taylor_loss(random_logits(0, *logits_shape), random_labels(0, 3, *target_shape), thetas)

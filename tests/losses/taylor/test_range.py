@@ -187,17 +187,14 @@ def test_uniform_sampling_would_miss_most_of_the_range():
     assert (values.max() - values.min()).item() < 0.5 * (f_max - f_min)
 
 
-@pytest.mark.parametrize(
-    ("theta", "num_classes", "variable", "message"),
-    [
+def test_arguments_outside_their_domain():
+    for theta, num_classes, variable, message in [
         ([0.0] * 11, 10, "probability", r"12 numbers .*\(11,\)"),
         ([[0.0] * 12] * 2, 10, "probability", r"one theta.*\(2, 12\)"),
         ([math.nan] * 12, 10, "probability", "finite"),
         ([0.5] * 11 + [math.inf], 10, "probability", "finite"),
         (MAE_THETA, 1, "probability", "at least 2, got 1"),
         (MAE_THETA, 10, "logit", "variable must be one of.*'logit'"),
-    ],
-)
-def test_arguments_outside_their_domain(theta, num_classes, variable, message):
-    with pytest.raises(ValueError, match=message):
-        loss_range(theta, num_classes, variable=variable)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            loss_range(theta, num_classes, variable=variable)

@@ -81,15 +81,12 @@ LAYERS = {
 }
 
 
-@both_layouts
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_layer(name, build):
-    verify(build, LAYERS[name], images())
-
-
-@pytest.mark.parametrize("name", [n for n in LAYERS if "cumulative" not in n])
-def test_every_layer_vectorised(name):
-    verify(Vmapped, LAYERS[name], images())
+def test_every_layer(name):
+    for build in (CHANNELS, BATCH):
+        verify(build, LAYERS[name], images())
+    if "cumulative" not in name:
+        verify(Vmapped, LAYERS[name], images())
 
 
 def test_attention_fuses_in_the_batch_layout():

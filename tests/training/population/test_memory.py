@@ -93,18 +93,15 @@ def test_the_free_memory_of_this_machine_is_known():
     assert memory.free_bytes(CPU) > 2**20
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
+def test_out_of_memory_differs_from_other_errors():
+    for error, expected in [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
-    ],
-)
-def test_out_of_memory_differs_from_other_errors(error, expected):
-    assert out_of_memory(error) is expected
+    ]:
+        assert out_of_memory(error) is expected
 
 
 # Several groups
