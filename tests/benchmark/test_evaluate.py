@@ -99,9 +99,9 @@ def test_without_validation_images_the_task_trains_on_all_others():
 
 
 def test_every_finished_training_is_counted():
-    told = []
-    evaluated("ce", "gce*best", on_progress=lambda *progress: told.append(progress))
-    assert told == [(done, 14) for done in range(1, 15)]
+    seen = []
+    evaluated("ce", "gce*best", on_progress=lambda *progress: seen.append(progress))
+    assert seen == [(done, 14) for done in range(1, 15)]
 
 
 def test_a_loss_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from benchmark.test_study import VALUES, each_once
 from support import postgres
 from support.postgres import PostgresServer
+from support.waiting import LIMIT, wait_until
 from typer.testing import CliRunner
 
 from optuna_robustloss.benchmark import worker as worker_module
@@ -22,7 +22,6 @@ from optuna_robustloss.cli.app import app
 from optuna_robustloss.distributed.storage import open_storage
 
 COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()", "benchmark"]
-PATIENCE = 120
 
 
 @pytest.fixture(autouse=True)
@@ -71,17 +70,13 @@ def invoke(*arguments):
 def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
     """Killed in the middle, then two workers at once: nothing is lost, nothing done twice."""
     first = start(bench, url, "--together", "2")
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if Path(url.removeprefix("sqlite:///")).is_file() and found_so_far(url):
-            break
-        time.sleep(0.05)
+    wait_until(lambda: Path(url.removeprefix("sqlite:///")).is_file() and found_so_far(url))
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = found_so_far(url)
     assert before
     second = start(bench, url, "--together", "2", "--workers", "2")
-    printed, errors = second.communicate(timeout=PATIENCE)
+    printed, errors = second.communicate(timeout=LIMIT)
     assert second.returncode == 0, errors
     study, spec = open_benchmark(open_storage(url), "tiny")
     each_once(study, spec.runs())
@@ -105,7 +100,7 @@ def test_two_hosts_share_one_postgresql(bench):
         url = server.create_database("bench")
         both = [start(bench, url, "--together", "2") for _ in range(2)]
         for process in both:
-            _, errors = process.communicate(timeout=PATIENCE)
+            _, errors = process.communicate(timeout=LIMIT)
             assert process.returncode == 0, errors
         study, spec = open_benchmark(open_storage(url), "tiny")
         each_once(study, spec.runs())
@@ -126,17 +121,17 @@ def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):
         return usual(*arguments)
 
     monkeypatch.setattr(worker_module, "train_runs", train)
-    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--together", "2")
-    assert told.exit_code == 130
-    assert "stopped: 2 of 20 trainings are done and kept" in told.output
+    result = invoke("benchmark", bench, "--out", "out", "--storage", url, "--together", "2")
+    assert result.exit_code == 130
+    assert "stopped: 2 of 20 trainings are done and kept" in result.output
     assert Counter(
         t.state.name for t in optuna.load_study(study_name="tiny", storage=url).trials
     ) == {
         "COMPLETE": 2,
         "FAIL": 2,
     }
-    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--report-only")
-    assert told.exit_code == 0
+    result = invoke("benchmark", bench, "--out", "out", "--storage", url, "--report-only")
+    assert result.exit_code == 0
     assert len(calls) == 2
     assert "missing: 18 of 20 trainings" in Path("out/table.md").read_text()
 
@@ -146,30 +141,32 @@ def test_a_method_that_fails_is_named_and_the_others_are_reported(bench, url, mo
 
     def train(spec, runs, options):
         if any(run.method == "jocor" for run in runs):
-            raise RuntimeError("out of luck")
+            raise RuntimeError("out of memory")
         return usual(spec, runs, options)
 
     monkeypatch.setattr(worker_module, "train_runs", train)
-    told = invoke("benchmark", bench, "--out", "out", "--storage", url)
-    assert told.exit_code == 1
-    assert "4 of 20 trainings failed" in told.output
-    assert "jocor on digits/mlp2/clean, seed 1, scale 1: RuntimeError: out of luck" in told.output
+    result = invoke("benchmark", bench, "--out", "out", "--storage", url)
+    assert result.exit_code == 1
+    assert "4 of 20 trainings failed" in result.output
+    assert (
+        "jocor on digits/mlp2/clean, seed 1, scale 1: RuntimeError: out of memory" in result.output
+    )
     assert "GCE" in Path("out/table.md").read_text()
 
 
 def test_a_tuned_pass_adds_the_regimes_of_a_chosen_scale(bench, url):
     values = VALUES | {"methods": ["ce", "gce"], "scales": [0.5, 1], "seeds": 1}
     bench.write_text(yaml.safe_dump(values))
-    told = invoke("benchmark", bench, "--out", "out", "--storage", url, "--tuned")
-    assert told.exit_code == 0, told.output
+    result = invoke("benchmark", bench, "--out", "out", "--storage", url, "--tuned")
+    assert result.exit_code == 0, result.output
     table = Path("out/table.md").read_text()
     for regime in ("native", "blind", "clean 60", "clean 20", "noisy 60"):
         assert f": {regime}" in table
-    told = invoke(
+    result = invoke(
         *("benchmark", bench, "--out", "out", "--storage", url, "--horizon", 3),
         *("--schedule", "cosine", "--only", "clean"),
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert "symmetric" not in Path("out/table.md").read_text()
     study, _ = open_benchmark(open_storage(url), "tiny")
     longer = [run_of(t) for t in study.trials if run_of(t).horizon == 3]
@@ -186,10 +183,10 @@ def test_a_tuned_pass_adds_the_regimes_of_a_chosen_scale(bench, url):
     ],
 )
 def test_what_cannot_be_done_is_one_message_and_leaves_nothing(bench, arguments, message):
-    told = invoke("benchmark", bench, "--out", "out", *arguments)
-    assert told.exit_code == 2
-    assert message in told.output.replace("\n", "")
-    assert "Traceback" not in told.output
+    result = invoke("benchmark", bench, "--out", "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", "")
+    assert "Traceback" not in result.output
     assert not Path("tiny.db").exists()
     assert not Path("out").exists()
 
@@ -197,21 +194,21 @@ def test_what_cannot_be_done_is_one_message_and_leaves_nothing(bench, arguments,
 def test_a_network_that_does_not_fit_shows_before_a_study_is_made(bench):
     tasks = [{"datasets": "digits", "architectures": "cnn4", "noise": "none"}]
     bench.write_text(yaml.safe_dump(VALUES | {"tasks": tasks}))
-    told = invoke("benchmark", bench, "--out", "out")
-    assert told.exit_code == 2
-    assert "cnn4 needs images of at least 16×16 pixels" in told.output.replace("\n", " ")
+    result = invoke("benchmark", bench, "--out", "out")
+    assert result.exit_code == 2
+    assert "cnn4 needs images of at least 16×16 pixels" in result.output.replace("\n", " ")
     assert not Path("tiny.db").exists()
 
 
 def test_features_of_test_images_are_shown_for_each_method(bench):
-    told = invoke(
+    result = invoke(
         *("features", bench, "features.html", "--task", "clean", "--images", 60),
         *("--method", "ce", "--method", "jocor"),
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     text = Path("features.html").read_text()
     assert "JoCoR" in text
     assert "true class 7" in text
-    told = invoke("features", bench, "features.html", "--task", "mlp2")
-    assert told.exit_code == 2
-    assert "'mlp2' names 2 tasks, not one of" in told.output
+    result = invoke("features", bench, "features.html", "--task", "mlp2")
+    assert result.exit_code == 2
+    assert "'mlp2' names 2 tasks, not one of" in result.output

@@ -14,6 +14,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from support import postgres
+from support.waiting import LIMIT
 
 from optuna_robustloss.distributed import storage as storages
 from optuna_robustloss.distributed.retrying_storage import RetryingStorage
@@ -253,7 +254,7 @@ def test_workers_may_make_one_database_together(tmp_path):
     for worker in workers:
         worker.start()
     start.set()
-    assert [results.get(timeout=60) for _ in workers] == ["opened"] * 6
+    assert [results.get(timeout=LIMIT) for _ in workers] == ["opened"] * 6
     for worker in workers:
         worker.join()
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from optuna.trial import TrialState
 from support.small import left_running, small_spec
+from support.waiting import LIMIT, wait_until
 
 from optuna_robustloss.cli.console import set_up_process
 from optuna_robustloss.cli.worker_pool import WorkerPool
@@ -32,17 +33,6 @@ SPEC = small_spec()
 #: So long that it is interrupted, killed or failed first.
 ENDLESS = small_spec(recipe={"epochs": 100_000}, stop_at_chance_after=None)
 COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()"]
-PATIENCE = 120
-
-
-def wait_for(condition):
-    """Return the first true value of ``condition()``."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +61,9 @@ def states(study):
 def running(study):
     """Process numbers of the workers that have begun to train, by trial number."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    # A reading is of several tables, one after another: the sign may be missing in the first.
-    signs = {t.number: heartbeat_of(t) for t in trials if "generation" in t.user_attrs}
-    return {number: sign.pid for number, sign in signs.items() if sign is not None}
+    # A reading is of several tables, one after another: the heartbeat may be missing.
+    heartbeats = {t.number: heartbeat_of(t) for t in trials if "generation" in t.user_attrs}
+    return {number: beat.pid for number, beat in heartbeats.items() if beat is not None}
 
 
 def alive(pid):
@@ -154,7 +144,7 @@ def test_two_processes_fill_every_slot_once_as_one_would(url):
 
 
 def test_a_worker_that_was_killed_is_replaced_by_the_others(url, caplog):
-    """Its trial is drawn again at once, though nobody has waited for a lease."""
+    """Its trial is drawn again at once, before its lease has run out."""
     spec = small_spec(generations=1, recipe={"epochs": 300}, stop_at_chance_after=None)
     study, killed = make(url, spec), []
 
@@ -209,7 +199,7 @@ def test_a_trial_whose_worker_stopped_before_its_first_heartbeat_is_failed(url):
 
 
 def test_the_error_of_a_worker_is_raised_once_with_its_traceback(url, tmp_path, monkeypatch):
-    """All of them miss the data; one says so."""
+    """All of them miss the data; one error is raised."""
     monkeypatch.chdir(tmp_path)
     spec = small_spec(datasets=["mnist"], architectures=["mlp2"])
     study = make(url, spec)
@@ -262,7 +252,7 @@ def command(tmp_path, url):
 def workers_of(url, count):
     """Wait until so many workers train, and return the study and their process numbers."""
     path = Path(url.removeprefix("sqlite:///"))
-    wait_for(path.is_file)
+    wait_until(path.is_file)
 
     def study():
         try:
@@ -270,8 +260,8 @@ def workers_of(url, count):
         except Exception:  # its tables are being made
             return None
 
-    opened = wait_for(study)
-    return opened, wait_for(
+    opened = wait_until(study)
+    return opened, wait_until(
         lambda: len(pids := set(running(opened).values())) == count and sorted(pids)
     )
 
@@ -289,7 +279,7 @@ def test_ctrl_c_stops_the_workers_who_give_their_candidates_back(command, url, n
     process = command("search", "endless.yaml", "--workers", "2")
     study, pids = workers_of(url, 2)
     (os.killpg if everybody else os.kill)(process.pid, number)
-    printed, errors = process.communicate(timeout=PATIENCE)
+    printed, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, errors
     assert "stopped: 0 of 8 trials are done and kept" in printed
     assert "Traceback" not in errors
@@ -303,9 +293,9 @@ def test_a_second_ctrl_c_leaves_no_orphans(command, url):
     study, pids = workers_of(url, 2)
     os.kill(pids[0], signal.SIGSTOP)  # does not answer the first
     os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: not alive(pids[1]))
+    wait_until(lambda: not alive(pids[1]))
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert not any(alive(pid) for pid in pids)
     assert set(states(study)) == {"FAIL"}
@@ -317,7 +307,7 @@ def test_workers_end_when_their_parent_was_killed(command, url):
     study, pids = workers_of(url, 2)
     process.kill()
     process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in pids))
+    wait_until(lambda: not any(alive(pid) for pid in pids))
     assert set(states(study)) == {"FAIL"}  # they gave their candidates back
 
 
@@ -333,5 +323,5 @@ def test_neither_arguments_nor_environment_show_the_storage(command, url):
         assert "multiprocessing" in shown[0]
         assert "study.db" not in shown[0] + shown[1]
     process.terminate()
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=LIMIT)
     assert process.returncode == 130

@@ -13,6 +13,7 @@ from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from support import postgres
+from support.waiting import wait_until
 
 from distributed.test_open_storage import closed_port
 from optuna_robustloss.distributed import retry
@@ -49,7 +50,12 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
     study = optuna.create_study(storage=storage, study_name="s")
     trial = study.ask()
     servers[0].stop(None).wait()
-    restart = threading.Timer(0.5, lambda: servers.append(start()))
+
+    def start_when_missed():
+        wait_until(log)
+        servers.append(start())
+
+    restart = threading.Thread(target=start_when_missed)
     restart.start()
     trial.suggest_float("x", 0, 1)
     study.tell(trial, 1.0)
@@ -68,7 +74,7 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
 
 
 def test_a_connection_to_what_is_now_a_standby_is_dropped(postgres_url, log):
-    storage = open_storage(postgres_url, patience=5)
+    storage = open_storage(postgres_url, patience=60)
     storage.create_new_study([StudyDirection.MAXIMIZE], "s")
     connections = [
         database_of(storage).engine.connect() for _ in range(2)
@@ -87,6 +93,9 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
     if reason := postgres.skip_reason():
         pytest.skip(reason)
     stop, done, failed = threading.Event(), [], []
+
+    def warnings():
+        return [record.levelname for record in log()].count("WARNING")
 
     def work():
         try:
@@ -107,13 +116,11 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
             failed.append(error)
 
     def restart(server, mode):
-        before = len(done)
+        before, warned = len(done), warnings()
         server.stop(mode)
-        time.sleep(0.3)
+        wait_until(lambda: warnings() > warned or failed)
         server.start()
-        deadline = time.monotonic() + 60
-        while len(done) < before + 10 and not failed and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(done) >= before + 10 or failed)
 
     with postgres.PostgresServer() as server:
         url = server.create_database("d")
@@ -136,5 +143,5 @@ def test_a_database_server_is_restarted_in_the_middle_of_the_work(log):
     assert {t._trial_id for t in trials if t.state == TrialState.COMPLETE} >= set(done)
     assert [t.number for t in trials] == list(range(len(trials)))
     assert all(t.params == {"x": 0.5} for t in trials if t.state == TrialState.COMPLETE)
-    assert [record.levelname for record in log()].count("WARNING") >= 2
+    assert warnings() >= 2
     assert not any(server.password in record.getMessage() for record in log())

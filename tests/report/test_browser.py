@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from support.waiting import LIMIT
 
 from optuna_robustloss.report.figures.noise import accuracy_against_noise
 from optuna_robustloss.report.html import write_html
@@ -30,7 +31,7 @@ def test_a_figure_is_drawn_by_a_browser_that_is_offline(tmp_path):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         check=True,
     ).stdout
     assert page.count('class="trace scatter') == 4  # two lines, two bands

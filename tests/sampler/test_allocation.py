@@ -12,6 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from support.waiting import LIMIT
 
 from optuna_robustloss.distributed.lease import LeaseKeeper, LeaseMonitor
 from optuna_robustloss.sampler import allocation
@@ -80,12 +81,12 @@ class Stage:
             if not done:
                 self._let(me)
         for thread in self.threads:
-            thread.join(timeout=10)
+            thread.join(timeout=LIMIT)
             assert not thread.is_alive()
 
     def _let(self, me):
         self.turns[me].release()
-        assert self.back.acquire(timeout=10)
+        assert self.back.acquire(timeout=LIMIT)
 
     # What the protocol knows as the module ``time``
 

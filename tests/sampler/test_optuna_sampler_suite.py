@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
+from support.waiting import LIMIT
 
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.sampler.slots import slot_of
@@ -55,7 +56,7 @@ class TestSingleOnly(SingleOnlySamplerTestCase or object):
 
 
 def make(storage=None, pruner=None, name="s", **options):
-    sampler = GenerationalCmaEsSampler(4, **({"seed": 1, "max_wait": 5} | options))
+    sampler = GenerationalCmaEsSampler(4, **({"seed": 1, "max_wait": LIMIT} | options))
     return optuna.create_study(
         study_name=name,
         storage=storage or InMemoryStorage(),
@@ -159,9 +160,8 @@ def test_trials_of_other_samplers_are_neither_told_nor_waited_for():
     assert state(study) == state(alone)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_options_are_refused_at_once():
+    for options, message in [
         ({"popsize": 3}, "popsize must be at least 4, got 3"),
         ({"seed": -1}, "seed must not be negative"),
         ({"max_retry": -1}, "max_retry must not be negative"),
@@ -171,8 +171,6 @@ def test_trials_of_other_samplers_are_neither_told_nor_waited_for():
         ({"lr_adapt": True, "separable": True}, "leave out separable"),
         ({"search_space": LINE, "x0": {"x": 9}}, "the start 9.0 is not within"),
         ({"search_space": LINE, "sigma0": -1}, "sigma0 must be a positive number"),
-    ],
-)
-def test_wrong_options_are_refused_at_once(options, message):
-    with pytest.raises(ValueError, match=message):
-        GenerationalCmaEsSampler(**options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GenerationalCmaEsSampler(**options)

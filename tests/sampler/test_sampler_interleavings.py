@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from support.waiting import LIMIT
 
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler import config as definition_module
@@ -63,7 +64,7 @@ class Worker:
             seed=11,
             search_space=SPACE if explicit else None,
             max_retry=MAX_RETRY,
-            max_wait=20,
+            max_wait=LIMIT,
             **options,
         )
         direction = "minimize" if sign > 0 else "maximize"
@@ -234,7 +235,7 @@ def test_more_threads_than_candidates():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=LIMIT)
     assert not any(t.is_alive() for t in threads)
     now = worker.now
     assert now.number == 4
@@ -272,6 +273,6 @@ def test_processes_on_one_database_fill_every_slot_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=LIMIT)
     assert [p.exitcode for p in processes] == [0] * 4
     check([first], reference(True, generations), generations)

@@ -78,12 +78,12 @@ def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, 
     crew = WorkerGroup(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
     first, *_ = [crew.start(fate=[]), *(crew.start() for _ in range(8))]
     partition = Partition(network, first)
-    crew.run(240, partition)
+    crew.run(partition)
     crew.check()
     assert partition.healed
     study = check_study(here, "s", spec)
-    signs = [sign for t in study.trials if (sign := heartbeat_of(t))]
-    assert len({sign.machine for sign in signs}) == 3
+    heartbeats = [heartbeat_of(t) for t in study.trials]
+    assert len({h.machine for h in heartbeats if h is not None}) == 3
     assert {t.user_attrs["worker"].split(":")[0] for t in study.trials if t.user_attrs} == set(
         network.hosts
     )

@@ -11,8 +11,9 @@ import pytest
 from support import netns, postgres
 from support.netns import Network
 from support.postgres import PostgresServer
+from support.waiting import LIMIT
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "support"
 CONNECT = "import psycopg, sys; psycopg.connect(sys.argv[1]).close()"
 
 
@@ -39,12 +40,12 @@ def url(server):
     return server.create_database("study").replace("+psycopg", "")
 
 
-def output(network, host, program, *arguments, connect_timeout=20):
+def output(network, host, program, *arguments, connect_timeout=120):
     argv = [sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PGCONNECT_TIMEOUT": str(connect_timeout)}
     with network.popen(host, argv, env=environment, **pipes) as process:
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=LIMIT)
     return process.returncode, out.strip() or error.strip()
 
 

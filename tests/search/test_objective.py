@@ -1,4 +1,4 @@
-"""The objective of a search: what a trial is worth, what it is told, and what never stops it."""
+"""The objective of a search: the value of a trial, its attributes, and what never stops it."""
 
 import math
 import warnings
@@ -99,7 +99,7 @@ def test_another_seed_of_the_spec_is_another_draw():
     assert curves[0] == curves[1] != curves[2]
 
 
-# --- What a trial is told ---
+# --- Attributes and reports ---
 
 
 def test_a_trial_knows_the_accuracy_of_every_task_and_its_worker():

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import make_url
 from support import postgres
 from support.postgres import PostgresServer
+from support.waiting import LIMIT
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "support"
 
 postgres_server = postgres.postgres_server
 postgres_url = postgres.postgres_url
@@ -29,11 +30,11 @@ def server():
 
 def connect(url, **options):
     # psycopg reads the quoted password itself; the driver's name is SQLAlchemy's.
-    return psycopg.connect(url.replace("+psycopg", ""), connect_timeout=20, **options)
+    return psycopg.connect(url.replace("+psycopg", ""), connect_timeout=120, **options)
 
 
 def wait_for_end(process):
-    assert select.select([process], [], [], 30)[0], "still running"
+    assert select.select([process], [], [], LIMIT)[0], "still running"
 
 
 def test_the_server_is_real_and_does_not_run_as_root(server):

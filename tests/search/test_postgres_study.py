@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -19,6 +19,7 @@ from support.chaos import Zygote
 from support.chaos_checks import WorkerGroup, check_study, evaluated, state, stored_text
 from support.postgres import PostgresServer
 from support.small import small_spec
+from support.waiting import LIMIT, wait_until
 
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import attach_spec, create_study, read_generations
@@ -84,7 +85,7 @@ def test_thirty_killed_workers_leave_the_state_of_an_undisturbed_one(server, zyg
     trouble = Trouble(server, sleeper, kills=12)
     for _ in range(7):
         crew.start()
-    crew.run(240, trouble)
+    crew.run(trouble)
     crew.check()
     assert trouble.up is not None
     assert DROPPED in sleeper.log()
@@ -113,7 +114,7 @@ def test_more_workers_than_candidates_that_are_killed_leave_one_state_for_all(se
     crew = WorkerGroup([zygote], order(url, spec), hosts=["", "elsewhere"], kills=8, seed=1)
     for _ in range(8):
         crew.start()
-    crew.run(180)
+    crew.run()
     crew.check()
     study = check_study(url, "s", spec)
     program = (
@@ -154,7 +155,7 @@ def test_a_planted_pickle_is_never_loaded(server, zygote, tmp_path):
     crew = WorkerGroup([zygote], orders)
     for _ in range(3):
         crew.start()
-    crew.run(60)
+    crew.run()
     crew.check()
     assert not marker.exists()
     told = {t.number for g in read_generations(study).told for t in g}
@@ -175,7 +176,7 @@ def test_a_wrong_url_is_one_message_without_the_password(server, wrong):
         url += "-not"
     cli = "import sys; from optuna_robustloss.cli.app import main; sys.argv[0] = 'x'; main()"
     argv = [sys.executable, "-c", cli, "work", "--storage", url, "--study-name", "s"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 2
     assert server.password[4:16] not in done.stdout + done.stderr
     assert done.stdout == ""
@@ -195,7 +196,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
     argv, at = ["worker.py", "s", "--storage", url, "--spec", str(path)], time.time() + 2
     crew = WorkerGroup([zygote], {})
     crew.workers = [zygote.start("script", argv=argv, at=at) for _ in range(20)]
-    crew.run(200)
+    crew.run()
     crew.check()
     study = optuna.load_study(storage=open_storage(url), study_name="s")
     assert not [t for t in study.trials if not t.state.is_finished()]
@@ -220,29 +221,25 @@ def test_workers_behind_a_grpc_proxy_come_to_the_same_state(server, zygote):
     spec = small_spec(popsize=4, generations=4)
     orders = order(url, spec)
     proxy = zygote.start("proxy", url=url, port=port)
-    with socket_at(port):
-        crew = WorkerGroup(
-            [zygote],
-            orders | {"url": f"grpc://127.0.0.1:{port}"},
-            kills=3,
-            deaths=["asked", "done"],
-        )
-        for _ in range(3):
-            crew.start()
-        crew.run(120)
+    wait_until(lambda: accepts(port))
+    crew = WorkerGroup(
+        [zygote],
+        orders | {"url": f"grpc://127.0.0.1:{port}"},
+        kills=3,
+        deaths=["asked", "done"],
+    )
+    for _ in range(3):
+        crew.start()
+    crew.run()
     proxy.send(signal.SIGKILL)
     crew.check()
     check_study(url, "s", spec)
 
 
-@contextmanager
-def socket_at(port):
-    """Wait until somebody listens."""
-    for _ in range(600):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.05)
-    yield
+def accepts(port):
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 60):
+        return True
+    return False
 
 
 def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
@@ -253,7 +250,7 @@ def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
     crew = WorkerGroup([zygote], orders, kills=3, deaths=["asked", "done"])
     for _ in range(3):
         crew.start()
-    crew.run(120)
+    crew.run()
     crew.check()
     check_study(url, "s", spec)
 
@@ -264,14 +261,13 @@ def test_a_worker_that_freezes_with_a_lock_does_not_keep_the_others(server, zygo
     spec = small_spec(popsize=4, generations=2)
     crew = WorkerGroup([zygote], order(url, spec))
     frozen = crew.start(fate=["lock", 1, signal.SIGSTOP])
-    while not frozen.stopped:
-        time.sleep(0.05)
+    wait_until(lambda: frozen.stopped)
     crew.start()
 
     def wake(crew):
         if crew.workers[1].code == 0 and frozen.stopped:
             frozen.send(signal.SIGCONT)
 
-    crew.run(150, wake)
+    crew.run(wake)
     crew.check()
     check_study(url, "s", spec)

@@ -1,4 +1,4 @@
-"""A worker and its own trials: told, taken over, interrupted, failed, drawn again."""
+"""A worker and its own trials: finished, taken over, interrupted, failed, drawn again."""
 
 import math
 from unittest.mock import patch

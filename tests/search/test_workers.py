@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from support.small import left_running, small_spec
+from support.waiting import LIMIT
 
 from optuna_robustloss.distributed.lease import Heartbeat, current_heartbeat, machine
 from optuna_robustloss.distributed.storage import open_storage
@@ -72,8 +74,8 @@ def test_a_trial_whose_process_is_no_more_is_failed_at_once(study, caplog):
 
 
 def test_a_process_with_the_number_of_a_dead_one_does_not_keep_its_trial(study):
-    sign = current_heartbeat()
-    left_running(study, Heartbeat(sign.at, sign.machine, sign.pid, sign.started + 1))
+    own = current_heartbeat()
+    left_running(study, replace(own, started=own.started + 1))
     run_worker(study, Quick(SPEC), n_trials=1)
     assert states(study) == ["FAIL", "COMPLETE"]
 
@@ -102,11 +104,9 @@ def test_a_trial_of_another_host_is_failed_when_its_lease_ran_out(study):
 @pytest.mark.parametrize(
     "attributes", [[("worker", "their-host:1")], [("anything", 1)]], ids=["worker", "any"]
 )
-def test_trials_without_a_lease_that_are_somebodys_are_left_alone(study, attributes):
+def test_trials_without_a_lease_of_another_program_are_left_alone(study, attributes):
     number = left_running(study, attributes=attributes)
-    begin = time.monotonic()
-    run_worker(study, Quick(SPEC), lease=1.0)
-    assert time.monotonic() - begin < 30  # nor are they waited for
+    run_worker(study, Quick(SPEC), lease=1.0)  # which would not end if it waited for them
     assert study.trials[number].state == TrialState.RUNNING
     assert states(study).count("COMPLETE") == SPEC.n_trials
 
@@ -120,10 +120,10 @@ def test_trials_of_another_samplers_worker_are_left_alone(study):
     run_worker(study, Quick(SPEC), lease=1.0)
     assert study.trials[trial.number].state == TrialState.RUNNING
     assert states(study).count("COMPLETE") == SPEC.n_trials
-    theirs.tell(trial, 0.5)  # and may be told
+    theirs.tell(trial, 0.5)
 
 
-def test_a_living_workers_trial_is_waited_for_and_told(study, url):
+def test_a_trial_of_another_running_worker_is_waited_for(study, url):
     """Another worker has the last slot: this one ends when that one does, not before."""
     other = open_study(open_storage(url), "small")
     trial = other.ask()
@@ -165,7 +165,7 @@ def test_two_processes_share_the_slots_and_waste_none(url, tmp_path):
         )
         for _ in range(2)
     ]
-    printed = [worker.communicate(timeout=240)[0] for worker in workers]
+    printed = [worker.communicate(timeout=LIMIT)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], printed
     trials = in_slots(study)
     assert {t.state.name for t in trials} == {"COMPLETE"}

@@ -1,7 +1,7 @@
 """Workers that die: real processes of the real loop, with a cheap objective and a fate each.
 
-Run as a script this is a zygote: it imports everything once and forks a worker whenever it is told
-to, so that a worker starts in milliseconds. `Zygote` is its other end, in the tests.
+Run as a script this is a zygote: it imports everything once and forks a worker on
+request, so that a worker starts in milliseconds. `Zygote` is its other end, in the tests.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Worker:
     def send(self, number: int) -> None:
         """Send a signal, if the process still exists."""
         self.stopped = False
-        self.zygote.tell({"id": self.number, "signal": int(number)})
+        self.zygote.pass_on({"id": self.number, "signal": int(number)})
 
     def log(self) -> str:
         """What it has written to stdout and stderr."""
@@ -253,10 +253,10 @@ class Zygote:
         number = next(self._numbers)
         worker = Worker(self, number, self._folder / f"{id(self):x}-{number}.log")
         self.workers[number] = worker
-        self.tell({"id": number, "run": run, "log": str(worker.path), **order})
+        self.pass_on({"id": number, "run": run, "log": str(worker.path), **order})
         return worker
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def pass_on(self, message: dict[str, Any]) -> None:
         """Pass on an order or a signal."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message) + "\n")

@@ -22,6 +22,7 @@ from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study, read_generations
 from optuna_robustloss.search.worker import run_worker
 from support.chaos import CheapObjective, Worker, Zygote
+from support.waiting import LIMIT
 
 #: How workers may die; "" is for a signal from outside, at any moment.
 DEATHS = {"": (0, 0), "asked": (1, 2), "done": (1, 2), "sql": (1, 150)}
@@ -70,9 +71,9 @@ class WorkerGroup:
             self._doomed.append(worker)
         return worker
 
-    def run(self, seconds: float, each: Callable[[WorkerGroup], None] = lambda _: None) -> None:
+    def run(self, each: Callable[[WorkerGroup], None] = lambda _: None) -> None:
         """Wait until all are done; `each` is called from time to time."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + LIMIT
         while self._waiting or any(w.code is None for w in self.workers):
             if time.monotonic() > end:
                 logs = [w.log()[-800:] for w in self.workers if w.code is None]
@@ -113,7 +114,7 @@ def evaluated(worker: Worker) -> list[int]:
 
 @lru_cache
 def undisturbed(spec_json: str) -> tuple[bytes, ...]:
-    """Return the last state of one worker in memory that nobody disturbs."""
+    """Return the last state of one undisturbed worker in memory."""
     spec = StudySpec.model_validate_json(spec_json)
     study = create_study(spec, optuna.storages.InMemoryStorage(), "undisturbed")
     run_worker(study, CheapObjective(spec))

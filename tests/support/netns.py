@@ -67,7 +67,7 @@ class Network:
         return subprocess.Popen([*self.prefix(host), *argv], **options)
 
     def partition(self, host: str) -> None:
-        """Take a host off the network; neither side is told, packets get lost."""
+        """Take a host off the network; neither side is notified, packets get lost."""
         self._ip("switch", f"link set port{self._index(host)} nomaster")
 
     def heal(self, host: str) -> None:

@@ -3,7 +3,7 @@
 from optuna_robustloss.search.space import SearchSpace, SpaceOptions
 from optuna_robustloss.search.spec import StudySpec
 
-#: Learns in 40 steps, so that candidates differ and few are given up early.
+#: Learns in 40 steps, so that candidates differ and few are stopped at chance.
 RECIPE = {"epochs": 4, "batch_size": 16, "optimizer": "adam", "lr": 0.003, "momentum": 0}
 
 
@@ -32,11 +32,11 @@ def search_space(prefix: str | None = None, **options) -> SearchSpace:
     return SearchSpace(SpaceOptions(**options), prefix)
 
 
-def left_running(study, sign=None, attributes=()):
-    """Leave a running trial behind, for which nobody gives further signs; return its number."""
+def left_running(study, heartbeat=None, attributes=()):
+    """Leave a running trial without further heartbeats; return its number."""
     storage = study._storage
     trial_id = storage.create_new_trial(study._study_id)
-    for key, value in (sign.attribute() if sign else {}).items():
+    for key, value in (heartbeat.attribute() if heartbeat else {}).items():
         storage.set_trial_system_attr(trial_id, key, value)
     for key, value in attributes:
         storage.set_trial_user_attr(trial_id, key, value)

@@ -160,11 +160,11 @@ def test_the_learning_rate_follows_the_schedule(monkeypatch):
 
 
 def test_the_progress_of_a_loss_goes_from_0_to_below_1():
-    told = []
-    loss = Loss(lambda z, y: told.append(loss.progress) or F.cross_entropy(z, y))
+    seen = []
+    loss = Loss(lambda z, y: seen.append(loss.progress) or F.cross_entropy(z, y))
     loss.progress = None
     trained(digits(), loss)
-    assert told == [step / 12 for step in range(12)]
+    assert seen == [step / 12 for step in range(12)]
 
 
 def test_the_number_of_epochs_may_differ_from_the_recipes():
