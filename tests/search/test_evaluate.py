@@ -7,6 +7,8 @@ from optuna.trial import FixedTrial
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from search.test_objective import LABEL, generational, objective
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 def several(count, **changes):
     """Trials of one study, asked for together, with the start loss among them."""

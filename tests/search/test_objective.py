@@ -14,6 +14,8 @@ from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.space import LossParameters
 
+pytestmark = pytest.mark.integration  # trains networks
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 LABEL = "digits/mlp2/symmetric 40 %"

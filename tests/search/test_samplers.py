@@ -14,6 +14,8 @@ from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study, finished_study, open_study
 from optuna_robustloss.search.worker import run_worker
 
+pytestmark = pytest.mark.integration  # runs searches
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 OTHERS = ["optuna-cmaes", "tpe", "random", "gp"]

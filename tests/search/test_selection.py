@@ -26,6 +26,8 @@ from optuna_robustloss.search.study import create_study
 from optuna_robustloss.search.worker import run_worker
 from optuna_robustloss.seeds import derive_seed
 
+pytestmark = pytest.mark.integration  # runs searches
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 RANGES = {"eta": [0.1, 10.0], "cross_entropy_weight": [0.003, 0.3]}

@@ -206,6 +206,7 @@ def test_means_of_generations_average_the_switch_in_the_logarithm():
     assert equivalent(control.parameters.late.theta, CONFIRM_THETA)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sampler", ["generational", "tpe"])
 def test_a_study_finds_a_loss_that_is_loaded_again(tmp_path, sampler):
     spec = small_spec(**PAIR, sampler=sampler, horizons=[0.5, 1])

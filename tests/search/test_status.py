@@ -24,6 +24,8 @@ from optuna_robustloss.search.status import status_of
 from optuna_robustloss.search.study import create_study
 from optuna_robustloss.search.worker import run_worker
 
+pytestmark = pytest.mark.integration  # runs searches
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SPEC = small_spec()

@@ -89,7 +89,9 @@ def descend(theta, num_classes, variable, sign):
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+@pytest.mark.parametrize(
+    "num_classes", [10, 100, pytest.param(1000, marks=pytest.mark.integration)]
+)
 def test_no_search_finds_a_wider_range(num_classes, variable):
     points = few_valued_points(num_classes)
     for seed in range(3):
