@@ -9,6 +9,8 @@ from optuna.trial import TrialState
 from benchmarks import overhead, sampler, simulation
 from benchmarks.simulation import Problem, simulate
 
+pytestmark = pytest.mark.integration  # runs searches
+
 POPSIZE, GENERATIONS = 6, 4
 
 

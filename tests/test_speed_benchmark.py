@@ -7,6 +7,8 @@ from torch import nn
 from benchmarks import plain, speed_growth, speed_loss, speed_suite
 from optuna_robustloss.tasks.models import build_model
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 def images(count):
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,8 @@ from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
 
+pytestmark = pytest.mark.integration  # trains networks
+
 TASK = TaskSpec.parse(
     "digits,mlp2,symmetric:0.4",
     train=100,

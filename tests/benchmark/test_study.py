@@ -30,6 +30,8 @@ from optuna_robustloss.benchmark.worker import choose_runs, run_benchmark
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import open_study
 
+pytestmark = pytest.mark.integration  # trains networks
+
 VALUES = {
     "name": "tiny",
     "methods": ["ce", "mae", "gce"],

@@ -15,6 +15,8 @@ from optuna_robustloss.training.population.population import Population
 from optuna_robustloss.training.population.vmapped import Vmapped
 from training.nets import convolutional, every_build, images, perceptron
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 def different(number: int, make=None, dtype=torch.float64) -> list[nn.Module]:
     networks = []

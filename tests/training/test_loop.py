@@ -15,6 +15,8 @@ from optuna_robustloss.training.evaluation import evaluate
 from optuna_robustloss.training.train import steps_per_epoch
 from training.tiny import CPU, Loss, digits, same, trained, weights
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 class Recorder:
     """Images of a real source that keep every batch they gave."""

@@ -24,6 +24,8 @@ from optuna_robustloss.training.population.population import Single, add_l1
 from optuna_robustloss.training.train import train
 from training.tiny import ADAM, CPU, digits, same, trained, weights
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 def options(task, **more):
     return {

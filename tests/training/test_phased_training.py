@@ -31,6 +31,8 @@ from optuna_robustloss.training.scoring import score_losses
 from training.test_gradients import by_autograd, labels, logits
 from training.tiny import ADAM, CPU, SGD, alike, alone, bitwise, digits, same, together, weights
 
+pytestmark = pytest.mark.integration  # trains networks
+
 TEN, SEVEN = 10, 7
 STEPS = 12  # of the trainings
 

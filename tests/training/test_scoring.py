@@ -20,6 +20,8 @@ from optuna_robustloss.training.scoring import (
 from optuna_robustloss.training.stopping import chance_threshold, worst_third
 from training.tiny import ADAM, CPU, Loss, digits, diverging, never_the_label, trained
 
+pytestmark = pytest.mark.integration  # trains networks
+
 ETAS = (10.0, 6.0, 3.0, 1.0, 0.3, 0.1)
 THREE = ("digits,mlp2", "digits,mlp2,symmetric:0.4", "digits,mlp3")
 

@@ -31,6 +31,8 @@ from training.tiny import (
     with_network,
 )
 
+pytestmark = pytest.mark.integration  # trains networks
+
 BACKENDS = ["separate", "batch", "channels", "vmap"]
 
 

@@ -21,6 +21,8 @@ from training.tiny import (
     trained,
 )
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 def started(task, criteria, *, backend="batch", **options):
     return train(

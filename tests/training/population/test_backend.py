@@ -16,6 +16,8 @@ from optuna_robustloss.training.population.population import Single
 from optuna_robustloss.training.population.vmapped import Vmapped
 from training.tiny import ADAM, CPU, closed, digits, dropping_out, same, together, with_network
 
+pytestmark = pytest.mark.integration  # trains networks
+
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):

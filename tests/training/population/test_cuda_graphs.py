@@ -24,6 +24,8 @@ from training.tiny import (
     with_network,
 )
 
+pytestmark = pytest.mark.integration  # trains networks
+
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

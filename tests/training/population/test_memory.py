@@ -22,6 +22,8 @@ from optuna_robustloss.training.population.memory import (
 from optuna_robustloss.training.population.population import Population
 from training.tiny import ADAM, CPU, SGD, alike, bitwise, digits, diverging, same, taylor, together
 
+pytestmark = pytest.mark.integration  # trains networks
+
 LOSSES = [(2.0, 0), (3.0, 0.1), (4.0, 0), (5.0, 0.2), (6.0, 0)]
 
 
