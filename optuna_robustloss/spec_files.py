@@ -110,8 +110,13 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
             continue  # the list is not empty: its items are wrong and have messages of their own
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = f"; known keys: {', '.join(model.model_fields)}" if model else ""
-            lines.append(f"unknown key '{where}'{known if len(item['loc']) == 1 else ''}")
+            known = ""
+            if model and len(item["loc"]) == 1:
+                required_first = sorted(
+                    model.model_fields, key=lambda name: not model.model_fields[name].is_required()
+                )
+                known = f"; known keys: {', '.join(required_first)}"
+            lines.append(f"unknown key '{where}'{known}")
             continue
         message = item["msg"].removeprefix("Value error, ")
         if not where:

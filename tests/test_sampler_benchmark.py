@@ -104,4 +104,5 @@ def test_the_command_writes_both_tables(pasts, tmp_path, monkeypatch, capsys):
     assert "200.0 (150.0 … 250.0)" in printed
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [row["used"] for row in figures["simulation"][1:]] == [1]
-    assert len(figures["runs"]) == len(figures["overhead"]) == 3
+    assert len(figures["runs"]) == len(simulation.SAMPLERS)
+    assert len(figures["overhead"]) == len(overhead.CONTENDERS)

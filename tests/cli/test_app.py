@@ -241,7 +241,7 @@ def test_brackets_in_names_are_shown_as_they_are():
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"epochs": 3}, ["unknown key 'epochs'", "known keys: name"]),
+        ({"epochs": 3}, ["unknown key 'epochs'", "known keys: datasets, architectures"]),
         ({"recipe": {"epoch": 3}}, ["unknown key 'epoch'", "known keys: optimizer"]),
         ({"architectures": ["mlp9"]}, ["unknown network 'mlp9'"]),
         ({"datasets": ["digitz"]}, ["unknown data set 'digitz'", "digits"]),

@@ -204,7 +204,7 @@ def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
     stored = stored_text(url)
     keys = stored["study_user_attributes.key"] + stored["study_system_attributes.key"]
     assert sorted(keys) == sorted(set(keys))
-    assert {"spec", "spec_hash", "generational-cma:definition"} <= set(keys)
+    assert {"spec", "generational-cma:config"} <= set(keys)
     assert attach_spec(study, None) == spec
     check_nothing_secret_or_executable(server, url, crew)
 
