@@ -67,6 +67,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
     """Killed in the middle, then two workers at once: nothing is lost, nothing done twice."""
     first = start(bench, url, "--together", "2")
@@ -93,6 +94,7 @@ def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
     assert str(out / "table.md") in printed
 
 
+@pytest.mark.slow
 def test_two_hosts_share_one_postgresql(bench):
     if reason := postgres.skip_reason():
         pytest.skip(reason)

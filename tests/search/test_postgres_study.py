@@ -108,6 +108,7 @@ def check_nothing_secret_or_executable(server, url, crew):
     assert not [w.path for w in crew.workers if secret in w.log()]
 
 
+@pytest.mark.slow
 def test_more_workers_than_candidates_that_are_killed_leave_one_state_for_all(server, zygote):
     url = server.create_database("surplus")
     spec = small_spec(popsize=4, generations=6)
