@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,39 @@ def test_each_use_and_each_seed_has_a_seed_of_its_own():
 
 def test_the_order_of_a_path_matters():
     assert derive_seed(0, "a", "b") != derive_seed(0, "b", "a")
+
+
+@settings(deadline=None)
+@given(
+    seed=SEEDS,
+    purpose=st.sampled_from(["noise", "generation", "candidate", 0, 7]),
+    numbers=st.lists(st.integers(0, 3), max_size=3),
+    zeros=st.integers(1, 5),
+)
+def test_zeros_behind_a_path_make_another_seed(seed, purpose, numbers, zeros):
+    path = [purpose, *numbers]
+    assert derive_seed(seed) != derive_seed(seed, *[0] * zeros)
+    assert derive_seed(seed, *path) != derive_seed(seed, *path, *[0] * zeros)
+
+
+def test_seeds_of_earlier_results_stay_the_same():
+    """Those that end in zero are numbers of a generation, a finalist, a benchmark or a slot."""
+    for path in (
+        ("noise",),
+        ("label noise",),
+        ("order",),
+        ("test",),
+        ("study", "digits"),
+        ("worker", "host", 17),
+        *((purpose, k) for purpose in ("generation", "finalist", "benchmark") for k in range(3)),
+        *(("candidate", k, slot) for k in range(3) for slot in range(3)),
+        ("candidate", 0, 0, "theta_0"),
+        ("independent", 0, 0, "theta_0"),
+    ):
+        for seed in (0, 3, 2**40):
+            words = [zlib.crc32(p.encode()) if isinstance(p, str) else p for p in path]
+            state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
+            assert derive_seed(seed, *path) == int(state[0]) >> 1, path
 
 
 def test_a_negative_seed_is_refused():
