@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from .closed_form import ClosedForm
 
 Reduction = Literal["mean", "sum", "none"]
-#: Arguments that every loss has, which belong to the task at hand.
+
+
+class TaskOptions(TypedDict, total=False):
+    """Arguments that every loss has, which belong to the task at hand."""
+
+    reduction: Reduction
+    ignore_index: int
+    weight: Tensor | None
+
+
+#: The names of ``TaskOptions``.
 TASK_OPTIONS = ("reduction", "ignore_index", "weight")
 
 
@@ -98,7 +108,7 @@ class ClassificationLoss(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Print the arguments of the formula."""
         names = inspect.signature(type(self)).parameters.keys()
-        values = {n: getattr(self, n) for n in names if n not in TASK_OPTIONS}
+        values = {n: getattr(self, n) for n in names if n not in (*TASK_OPTIONS, "task")}
         return ", ".join(
             f"{n}={v:g}" if type(v) is float else f"{n}={v}" for n, v in values.items()
         )
@@ -230,6 +240,13 @@ def check_factors(**factors: float) -> None:
     for name, factor in factors.items():
         if not (math.isfinite(factor) and factor >= 0):
             raise ValueError(f"{name} must be a number ≥ 0, got {factor}")
+
+
+def check_positive(**values: float) -> None:
+    """Raise ``ValueError`` unless each is a finite number > 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def expectation(values: Tensor, target: Tensor) -> Tensor:

@@ -8,21 +8,8 @@ from functools import partial
 
 from torch import nn
 
+from . import published
 from .phased import PhasedLoss
-from .published import (
-    AGCELoss,
-    ANLCELoss,
-    BootstrapLoss,
-    EpsilonSoftmaxLoss,
-    GCELoss,
-    LabelSmoothingLoss,
-    MAELoss,
-    NCEandAGCELoss,
-    NCEandMAELoss,
-    NCEandRCELoss,
-    NCELoss,
-    SCELoss,
-)
 from .scaled import ScaledLoss
 from .serialization import load_loss
 from .taylor.loss import TaylorLoss
@@ -31,28 +18,28 @@ from .zoo import list_losses
 
 _PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "ce": nn.CrossEntropyLoss,
-    "mae": MAELoss,
-    "gce": GCELoss,
-    "sce": SCELoss,
-    "bootstrap-soft": BootstrapLoss,
-    "bootstrap-hard": partial(BootstrapLoss, hard=True),
-    "label-smoothing": LabelSmoothingLoss,
-    "nce": NCELoss,
-    "nce+rce": NCEandRCELoss,
-    "nce+mae": NCEandMAELoss,
-    "agce": AGCELoss,
-    "nce+agce": NCEandAGCELoss,
-    "anl-ce": ANLCELoss,
-    "eps-softmax": EpsilonSoftmaxLoss,
+    "mae": published.MAELoss,
+    "gce": published.GCELoss,
+    "sce": published.SCELoss,
+    "bootstrap-soft": published.BootstrapLoss,
+    "bootstrap-hard": partial(published.BootstrapLoss, hard=True),
+    "label-smoothing": published.LabelSmoothingLoss,
+    "nce": published.NCELoss,
+    "nce+rce": published.NCEandRCELoss,
+    "nce+mae": published.NCEandMAELoss,
+    "agce": published.AGCELoss,
+    "nce+agce": published.NCEandAGCELoss,
+    "anl-ce": published.ANLCELoss,
+    "eps-softmax": published.EpsilonSoftmaxLoss,
 }
 #: Settings published for CIFAR-100, where they differ.
 _FROM_100_CLASSES: dict[str, Callable[[], nn.Module]] = {
-    "sce": partial(SCELoss, alpha=6.0, beta=0.1),
-    "nce+rce": partial(NCEandRCELoss, alpha=10.0, beta=0.1),
-    "nce+mae": partial(NCEandMAELoss, alpha=10.0, beta=1.0),
-    "nce+agce": partial(NCEandAGCELoss, alpha=10.0, beta=0.1, a=1.8, q=3.0),
-    "anl-ce": partial(ANLCELoss, alpha=10.0, beta=1.0, l1=5e-7),
-    "eps-softmax": partial(EpsilonSoftmaxLoss, alpha=0.03, beta=1.0, m=1e4),
+    "sce": partial(published.SCELoss, alpha=6.0, beta=0.1),
+    "nce+rce": partial(published.NCEandRCELoss, alpha=10.0, beta=0.1),
+    "nce+mae": partial(published.NCEandMAELoss, alpha=10.0, beta=1.0),
+    "nce+agce": partial(published.NCEandAGCELoss, alpha=10.0, beta=0.1, a=1.8, q=3.0),
+    "anl-ce": partial(published.ANLCELoss, alpha=10.0, beta=1.0, l1=5e-7),
+    "eps-softmax": partial(published.EpsilonSoftmaxLoss, alpha=0.03, beta=1.0, m=1e4),
 }
 #: As Taylor losses, whose gradients have a closed form: CE is α with a polynomial of zeros, MAE
 #: has the range 2, SCE is α · CE + 4(1 − ŷ_t), and the last is .5(1 − ŷ_t²).
@@ -96,34 +83,15 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     """Return a loss by name.
 
     Args:
-        name: one of the losses below, at its published settings; ``mae@10`` or ``mse@10``, as
+        name: one of ``list_methods()``, at its published settings; ``mae@10`` or ``mse@10``, as
             Taylor losses of that η; a loss of the zoo; or the path of a loss file. ``*0.2``
             behind any of them scales it.
         num_classes: C of the task. From 100 on, the settings are those for CIFAR-100.
 
-    ===================  =============================  ==============================
-    name                 settings                       from 100 classes on
-    ===================  =============================  ==============================
-    ``ce``
-    ``mae``
-    ``gce``              q = .7
-    ``sce``              α = .1, β = 1, A = −4          α = 6, β = .1
-    ``bootstrap-soft``   β = .95
-    ``bootstrap-hard``   β = .8
-    ``label-smoothing``  α = .1
-    ``nce``
-    ``nce+rce``          α = β = 1, A = log 10⁻⁴        α = 10, β = .1
-    ``nce+mae``          α = β = 1                      α = 10, β = 1
-    ``agce``             a = q = .6
-    ``nce+agce``         α = 1, β = 4, a = 6, q = 1.5   α = 10, β = .1, a = 1.8, q = 3
-    ``anl-ce``           α = β = 5, l1 = 5·10⁻⁵         α = 10, β = 1, l1 = 5·10⁻⁷
-    ``eps-softmax``      α = .01, β = 5, m = 10⁵        α = .03, β = 1, m = 10⁴
-    ``sce-then-confirm`` SCE, from 8 % to 12 % of the steps into ½(1 − ŷ_t²)
-    ``ce-then-mae``      ½ CE, from 4 % to 8 % of the steps into MAE with η = .2
-    ===================  =============================  ==============================
-
-    ``anl-ce`` needs its L1 term from the training loop: see ``ANLCELoss``. ``eps-softmax`` has the
-    settings for symmetric noise, at 40 % for 100 classes.
+    The published settings are the defaults of the classes, which say those for CIFAR-100.
+    ``anl-ce`` needs its L1 term from the training loop: see ``ANLCELoss``. ``sce-then-confirm`` is
+    SCE, which from 8 % to 12 % of the steps changes into ½(1 − ŷ_t²); ``ce-then-mae`` is ½ CE,
+    which from 4 % to 8 % of the steps changes into MAE with η = .2.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), or a scale or η that is not

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
+from .base import check_positive
 from .closed_form import ClosedForm, closed_form
 
 
@@ -31,8 +30,7 @@ class ScaledLoss(nn.Module):
 
     def __init__(self, criterion: nn.Module, scale: float) -> None:
         super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale must be a positive number, got {scale}")
+        check_positive(scale=scale)
         self.criterion = criterion
         self.scale = scale
 

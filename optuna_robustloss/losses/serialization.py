@@ -28,8 +28,6 @@ from .zoo import list_losses, read_loss_text
 
 FORMAT = "optuna-robustloss/loss"
 VERSION = 1
-#: The format of earlier files, which held Taylor losses only.
-TAYLOR_FORMAT = "optuna-robustloss/taylor-loss"
 #: Losses that are made for one training set: their tensors do not belong into a file.
 _OF_ONE_TRAINING_SET = (published.ELRLoss, published.ForwardCorrectionLoss)
 #: What a file can name. Each argument of these classes is an attribute of the same name.
@@ -215,8 +213,9 @@ def build_loss(
             )
     if num_classes is not None and "num_classes" in arguments:
         values["num_classes"] = num_classes
-    taken = inspect.signature(CLASSES[name]).parameters
-    values |= {option: value for option, value in options.items() if option in taken}
+    values |= {option: options[option] for option in options.keys() & arguments.keys()}
+    if nn.Module not in arguments.values():  # otherwise its parts have the task's options
+        values |= task
     try:
         return CLASSES[name](**values)
     except (TypeError, ValueError) as error:
@@ -230,7 +229,7 @@ def _parse_file(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:  # not JSON, or an integer of thousands of digits
         raise ValueError(f"{where} is not a JSON file, or is damaged: {error}") from None
     kind = stored.pop("format", None) if isinstance(stored, dict) else None
-    if kind not in (FORMAT, TAYLOR_FORMAT):
+    if kind != FORMAT:
         raise ValueError(f'{where} is not a loss file: it lacks "format": "{FORMAT}"')
     version = stored.pop("version", None)
     if version != VERSION:
@@ -238,8 +237,6 @@ def _parse_file(text: str, where: str) -> dict[str, Any]:
             f"{where} has version {version!r} of the loss format, this package reads version "
             f"{VERSION}: update optuna-robustloss"
         )
-    if kind == TAYLOR_FORMAT:
-        stored["class"] = "TaylorLoss"
     found: dict[str, Any] = stored
     return found
 
@@ -247,7 +244,7 @@ def _parse_file(text: str, where: str) -> dict[str, Any]:
 def _arguments(kind: type[nn.Module]) -> dict[str, Any]:
     """Return the stored arguments of a class with their types."""
     hints = get_type_hints(kind.__init__)
-    left_out = (*TASK_OPTIONS, *_DEPRECATED)
+    left_out = (*TASK_OPTIONS, "task", *_DEPRECATED)
     return {n: hints[n] for n in inspect.signature(kind).parameters if n not in left_out}
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from typing import Unpack
 
 from torch import Tensor
 
-from ..base import (
-    ClassificationLoss,
-    Reduction,
-    expectation,
-)
+from ..base import ClassificationLoss, TaskOptions, check_positive, expectation
 from .normalized import ActivePassiveLoss
 
 
@@ -18,12 +14,6 @@ def asymmetric_gce(logits: Tensor, target: Tensor, a: float, q: float) -> Tensor
     """[(a + 1)^q − (a + ŷ_t)^q] / q, between 0 and [(a + 1)^q − a^q] / q."""
     values = (a + 1) ** q - (a + logits.softmax(-1)) ** q
     return expectation(values, target) / q
-
-
-def _check(a: float, q: float) -> None:
-    for name, value in {"a": a, "q": q}.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a number > 0, got {value}")
 
 
 class AGCELoss(ClassificationLoss):
@@ -39,17 +29,9 @@ class AGCELoss(ClassificationLoss):
 
     """
 
-    def __init__(
-        self,
-        a: float = 0.6,
-        q: float = 0.6,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
-    ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
-        _check(a, q)
+    def __init__(self, a: float = 0.6, q: float = 0.6, **task: Unpack[TaskOptions]) -> None:
+        super().__init__(**task)
+        check_positive(a=a, q=q)
         self.a, self.q = a, q
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -76,13 +58,10 @@ class NCEandAGCELoss(ActivePassiveLoss):
         beta: float = 4.0,
         a: float = 6.0,
         q: float = 1.5,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(alpha, beta, reduction=reduction, ignore_index=ignore_index, weight=weight)
-        _check(a, q)
+        super().__init__(alpha, beta, **task)
+        check_positive(a=a, q=q)
         self.a, self.q = a, q
 
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:

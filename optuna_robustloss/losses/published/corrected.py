@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import (
     ClassificationLoss,
-    Reduction,
+    TaskOptions,
     at_label,
     check_reduction,
     class_last,
@@ -27,9 +29,7 @@ class BootstrapLoss(ClassificationLoss):
         beta: weight of the label in [0, 1]; 1 is cross-entropy. ``None`` is the published value,
             .95 for soft and .8 for hard (the paper has no experiment on CIFAR).
         hard: take the predicted class in place of the predicted probabilities.
-        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
-        ignore_index: class index whose samples do not count.
-        weight: ``(C,)``, of the class of the given label.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
         ValueError: β is not in [0, 1].
@@ -46,11 +46,9 @@ class BootstrapLoss(ClassificationLoss):
         beta: float | None = None,
         *,
         hard: bool = False,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(**task)
         if beta is None:
             beta = 0.8 if hard else 0.95
         if not 0 <= beta <= 1:
@@ -85,20 +83,11 @@ class LabelSmoothingLoss(nn.CrossEntropyLoss):
 
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
-    ) -> None:
-        check_reduction(reduction)
+    def __init__(self, alpha: float = 0.1, **task: Unpack[TaskOptions]) -> None:
+        check_reduction(task.get("reduction", "mean"))
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        super().__init__(
-            weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=alpha
-        )
+        super().__init__(**task, label_smoothing=alpha)
 
     @property
     def alpha(self) -> float:
@@ -137,9 +126,7 @@ class ForwardCorrectionLoss(ClassificationLoss):
         transition: ``(C, C)``, T_ij = P(noisy label j | true class i): entries ≥ 0, rows of sum 1,
             and no label that cannot occur (a column of zeros: its loss would be infinite).
             A buffer, saved in the state.
-        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
-        ignore_index: class index whose samples do not count.
-        weight: ``(C,)``, of the class of the noisy label.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
         ValueError: ``transition`` is not such a matrix; later, logits of another C.
@@ -153,15 +140,8 @@ class ForwardCorrectionLoss(ClassificationLoss):
 
     transition: Tensor
 
-    def __init__(
-        self,
-        transition: Tensor,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
-    ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+    def __init__(self, transition: Tensor, **task: Unpack[TaskOptions]) -> None:
+        super().__init__(**task)
         transition = torch.as_tensor(transition).detach().clone()
         if not transition.is_floating_point():
             transition = transition.to(torch.get_default_dtype())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from ..base import (
     ClassificationLoss,
-    Reduction,
+    TaskOptions,
     absolute_error,
     check_factors,
     expectation,
@@ -42,9 +43,7 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
         m: how much is added to the largest probability, ≥ 0; 0 is the softmax itself.
         p_min: smallest ŷ' in CE_ε, as in the authors' code: a label below gets no gradient from
             it, which with m = 10⁵ is one with ŷ_t < 10⁻³. 0 for none, as the paper writes it.
-        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
-        ignore_index: class index whose samples do not count.
-        weight: ``(C,)`` weight of each class.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
         ValueError: any of the above is out of its domain.
@@ -63,11 +62,9 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
         m: float = 1e5,
         *,
         p_min: float = 1e-8,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(**task)
         check_factors(alpha=alpha, beta=beta, m=m)
         if not 0 <= p_min < 1:
             raise ValueError(f"p_min must be in [0, 1), got {p_min}")

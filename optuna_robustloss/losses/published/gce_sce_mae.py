@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 from torch import Tensor
 
 from ..base import (
     ClassificationLoss,
-    Reduction,
+    TaskOptions,
     absolute_error,
     at_label,
     cross_entropy,
@@ -48,15 +49,8 @@ class GCELoss(ClassificationLoss):
 
     """
 
-    def __init__(
-        self,
-        q: float = 0.7,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
-    ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+    def __init__(self, q: float = 0.7, **task: Unpack[TaskOptions]) -> None:
+        super().__init__(**task)
         if not 0 < q <= 1:
             raise ValueError(f"q must be in (0, 1], got {q}")
         self.q = q
@@ -88,12 +82,9 @@ class SCELoss(ClassificationLoss):
         alpha: float = 0.1,
         beta: float = 1.0,
         A: float = -4.0,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(**task)
         if not (math.isfinite(alpha + beta + A) and alpha >= 0 and beta >= 0 and A < 0):
             raise ValueError(f"need alpha, beta ≥ 0 and A < 0, got {alpha=}, {beta=}, {A=}")
         self.alpha, self.beta, self.A = alpha, beta, A

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from ..base import (
     ClassificationLoss,
-    Reduction,
+    TaskOptions,
     absolute_error,
     check_factors,
     expectation,
@@ -57,16 +58,8 @@ class ActivePassiveLoss(ClassificationLoss):
 
     """
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
-    ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, **task: Unpack[TaskOptions]) -> None:
+        super().__init__(**task)
         check_factors(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
 
@@ -119,12 +112,9 @@ class NCEandRCELoss(ActivePassiveLoss):
         alpha: float = 1.0,
         beta: float = 1.0,
         A: float = math.log(1e-4),
-        *,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(alpha, beta, reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(alpha, beta, **task)
         if not -math.inf < A < 0:
             raise ValueError(f"A must be a number < 0, got {A}")
         self.A = A
@@ -150,9 +140,7 @@ class ANLCELoss(ActivePassiveLoss):
         beta: weight of the normalised negative cross-entropy, ≥ 0.
         l1: δ ≥ 0; 0 for none.
         p_min: probability at which the negative term stops, in (0, 1).
-        reduction: as in ``nn.CrossEntropyLoss``, like ``ignore_index`` and ``weight``.
-        ignore_index: class index whose samples do not count.
-        weight: ``(C,)`` weight of each class.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
         ValueError: any of the above is out of its domain.
@@ -171,11 +159,9 @@ class ANLCELoss(ActivePassiveLoss):
         *,
         l1: float = 5e-5,
         p_min: float = 1e-7,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(alpha, beta, reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(alpha, beta, **task)
         check_factors(l1=l1)
         if not 0 < p_min < 1:
             raise ValueError(f"p_min must be in (0, 1), got {p_min}")

@@ -95,10 +95,8 @@ class HardTaylor(torch.autograd.Function):
         """Losses ``(...)``."""
         v = written_in(probability, log)
         if torch.compiler.is_compiling():
-            value, more = (
-                _horner(p0.unbind(-1), v),
-                _horner(_by_class(label_delta, p0).unbind(-1), v),
-            )
+            value = _horner(p0.unbind(-1), v)
+            more = _horner(_by_class(label_delta, p0).unbind(-1), v)
             return torch.where(_is_label(v, target), value + more, value).mean(-1)
         labelled = _horner(label_delta.unbind(-1), at_label(v, target))
         return (_horner(p0.unbind(-1), v).sum(-1) + labelled) / v.shape[-1]
@@ -196,17 +194,7 @@ class TaylorGradient:
         log: bool = False,
         cross_entropy_weight: Tensor | None = None,
     ) -> None:
-        population = p0.shape[0]
-        if p0.shape != (population, 5) or label_delta.shape != (population, 4):
-            raise ValueError(
-                f"p0 and label_delta must be (K, 5) and (K, 4), got {tuple(p0.shape)} and "
-                f"{tuple(label_delta.shape)}"
-            )
-        alpha = p0.new_zeros(population) if cross_entropy_weight is None else cross_entropy_weight
-        if alpha.shape != (population,):
-            raise ValueError(
-                f"cross_entropy_weight must be ({population},), got {tuple(alpha.shape)}"
-            )
+        alpha = p0.new_zeros(len(p0)) if cross_entropy_weight is None else cross_entropy_weight
         of_p0, of_label_delta = torch.stack(_slopes(p0)), torch.stack(_slopes(label_delta))
         if log:
             # d/dŷ of c·(w/L)^k with w = log(1 + ŷ/ε): k·c·w^(k−1) / L^k / (ŷ + ε).

@@ -7,7 +7,7 @@ Classification Tasks".
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from ..base import (
     ClassificationLoss,
     Reduction,
+    TaskOptions,
+    check_factors,
     check_reduction,
     class_last,
     expectation,
@@ -137,12 +139,9 @@ class TaylorLoss(ClassificationLoss):
         num_classes: C ≥ 2; Eq. 5 depends on it.
         eta: range of the normalised loss, > 0. For SGD, eta × learning rate is what counts.
             ``None`` leaves Eq. 4 as it is.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: class index whose samples do not count (class-index targets only).
-        weight: ``(C,)`` weight of each class, as in ``nn.CrossEntropyLoss``; for probability
-            targets a sample weighs Σ_c weight_c·y_c.
         cross_entropy_weight: α ≥ 0 of a term α · cross-entropy, outside Eq. 5.
         variable: what the polynomial is written in, ``"probability"`` or ``"log"``.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
         ValueError: any of the above is out of its domain, or the loss is constant, so that
@@ -166,18 +165,16 @@ class TaylorLoss(ClassificationLoss):
         num_classes: int,
         *,
         eta: float | None = DEFAULT_ETA,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        weight: Tensor | None = None,
         cross_entropy_weight: float = 0.0,
         variable: Variable = "probability",
+        **task: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(reduction=reduction, ignore_index=ignore_index, weight=weight)
+        super().__init__(**task)
+        weight = self.weight
         check_variable(variable)
         if eta is not None and not (math.isfinite(eta) and eta > 0):
             raise ValueError(f"eta must be a positive number or None, got {eta}")
-        if not (math.isfinite(cross_entropy_weight) and cross_entropy_weight >= 0):
-            raise ValueError(f"cross_entropy_weight must be ≥ 0, got {cross_entropy_weight}")
+        check_factors(cross_entropy_weight=cross_entropy_weight)
         if weight is not None and weight.shape != (num_classes,):
             raise ValueError(f"weight must be ({num_classes},), got {tuple(weight.shape)}")
         values = as_theta(theta).detach().double().cpu()

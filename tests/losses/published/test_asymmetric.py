@@ -64,5 +64,5 @@ def test_constants_are_positive_numbers():
     for loss, name, value in product(
         (AGCELoss, NCEandAGCELoss), ("a", "q"), (0.0, -1.0, math.nan, math.inf)
     ):
-        with pytest.raises(ValueError, match=f"{name} must be a number > 0, got {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
             loss(**{name: value})

@@ -126,20 +126,6 @@ def test_leaves_its_arguments_alone_and_records_nothing():
     assert torch.equal(logits, before)
 
 
-def test_shapes_that_do_not_fit():
-    for arguments, message in [
-        ((torch.ones(2, 4), torch.ones(2, 4)), r"\(K, 5\) and \(K, 4\), got \(2, 4\)"),
-        ((torch.ones(2, 5), torch.ones(3, 4)), r"got \(2, 5\) and \(3, 4\)"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            TaylorGradient(*arguments)
-
-
-def test_a_weight_for_each_candidate():
-    with pytest.raises(ValueError, match=r"cross_entropy_weight must be \(2,\), got \(3,\)"):
-        TaylorGradient(torch.ones(2, 5), torch.ones(2, 4), cross_entropy_weight=torch.ones(3))
-
-
 def test_a_label_out_of_range_is_named():
     gradient, logits, _ = case(samples=1)
     with pytest.raises(IndexError, match="label 5 is out of range for 5 classes"):

@@ -211,7 +211,7 @@ def test_arguments_outside_their_domain():
         ({"eta": -1.0}, "eta .* got -1.0"),
         ({"eta": math.nan}, "eta .* got nan"),
         ({"eta": math.inf}, "eta .* got inf"),
-        ({"cross_entropy_weight": -0.1}, "cross_entropy_weight must be ≥ 0, got -0.1"),
+        ({"cross_entropy_weight": -0.1}, "cross_entropy_weight must be a number ≥ 0, got -0.1"),
         ({"cross_entropy_weight": math.nan}, "cross_entropy_weight .* got nan"),
         ({"variable": "logit"}, "'probability', 'log'.*got 'logit'"),
         ({"weight": torch.ones(9)}, r"weight must be \(10,\), got \(9,\)"),
