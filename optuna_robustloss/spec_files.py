@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-import yaml
 from optuna.study import Study
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from optuna_robustloss.attributes import SPEC
+from optuna_robustloss.strict_yaml import read_yaml
 
 T = TypeVar("T")
 SpecT = TypeVar("SpecT", bound="SpecFile")
@@ -21,6 +22,10 @@ SpecT = TypeVar("SpecT", bound="SpecFile")
 OneOrMany = Annotated[
     tuple[T, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])
 ]
+#: Characters of a value and of a message, and number of messages that an error shows.
+_LONGEST_VALUE, _LONGEST_MESSAGE, _MOST_ERRORS = 100, 1000, 10
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = _LONGEST_VALUE
 
 
 class StrictModel(BaseModel):
@@ -54,15 +59,14 @@ class SpecFile(StrictModel):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is not YAML, or its values are wrong; see ``from_values``.
+            ValueError: the file is not YAML or exceeds a limit (see ``read_yaml``), or its values
+                are wrong (see ``from_values``).
 
         """
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = read_yaml(Path(path))
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no {cls.file_kind} {path}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
         return cls.from_values(values, str(path))
 
     @classmethod
@@ -74,7 +78,10 @@ class SpecFile(StrictModel):
 
         """
         if not isinstance(values, dict):
-            raise ValueError(f"{source}: a {cls.file_kind} is a mapping of keys to values")
+            raise ValueError(
+                f"{source}: a {cls.file_kind} is a mapping of keys to values, not "
+                f"{short_repr(values)}"
+            )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -105,10 +112,11 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
     """
     secret = model.secret_keys if model and issubclass(model, SpecFile) else ()
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False, include_context=False):
         if item["type"] == "too_short" and item["input"]:
             continue  # the list is not empty: its items are wrong and have messages of their own
-        where = ".".join(str(part) for part in item["loc"])
+        where = _cut(".".join(str(part) for part in item["loc"]), _LONGEST_VALUE)
+        message = _cut(item["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE)
         if item["type"] == "extra_forbidden":
             known = ""
             if model and len(item["loc"]) == 1:
@@ -117,15 +125,27 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
                 )
                 known = f"; known keys: {', '.join(required_first)}"
             lines.append(f"unknown key '{where}'{known}")
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        if not where:
+        elif not where:
             lines.append(message)
         elif item["type"] == "missing" or item["loc"][0] in secret:
             lines.append(f"{where}: {message}")
         else:
-            lines.append(f"{where}: {message} (got {item['input']!r})")
-    return "; ".join(lines)
+            lines.append(f"{where}: {message} (got {short_repr(item['input'])})")
+    more = len(lines) - _MOST_ERRORS
+    return "; ".join(lines[:_MOST_ERRORS]) + (f"; and {more} more errors" if more > 0 else "")
+
+
+def short_repr(value: Any) -> str:
+    """Return the ``repr`` of a value for a message: at most 100 characters, in bounded time.
+
+    >>> short_repr({"a": [1] * 10**6})
+    "{'a': [1, 1, 1, 1, 1, 1, ...]}"
+    """
+    return _cut(_REPR.repr(value), _LONGEST_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:

@@ -8,11 +8,12 @@ import optuna_robustloss
 PACKAGE = Path(optuna_robustloss.__file__).parent
 
 #: For every room, the rooms it may import.
-GROUND = {"seeds", "spec_files", "attributes", "distributed", "losses"}
+GROUND = {"seeds", "strict_yaml", "spec_files", "attributes", "distributed", "losses"}
 MAY_IMPORT = {
     "seeds": set(),
     "attributes": set(),
-    "spec_files": {"attributes"},
+    "strict_yaml": set(),
+    "spec_files": {"attributes", "strict_yaml"},
     "distributed": set(),
     "losses": set(),
     "tasks": {"seeds", "spec_files"},

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from optuna_robustloss.cli import benchmark, search
-from optuna_robustloss.cli.console import errors
+from optuna_robustloss.cli.console import clear_errors
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are one line, those of their options' callbacks too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Search for loss functions that are robust to label noise.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # panels cost as much time as everything else
 )
 for command in (
     search.search,
@@ -53,5 +65,5 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("stopped")
+        typer.echo("stopped", err=True)
         sys.exit(130)

@@ -7,37 +7,22 @@ from typing import Annotated
 
 import typer
 
-from optuna_robustloss.cli.console import (
-    check_writable,
-    clear_errors,
-    default_storage,
-    print_line,
-    set_up_process,
-)
-from optuna_robustloss.cli.options import (
-    LEASE,
-    TOGETHER,
-    Device,
-    Download,
-    Lease,
-    Root,
-    Storage,
-    StudyName,
-    Threads,
-    Workers,
-)
+import optuna_robustloss as rl  # its names are imported when they are first used
+from optuna_robustloss.cli import options as opt
+from optuna_robustloss.cli.console import check_writable, default_storage, set_up_process
+from optuna_robustloss.distributed.urls import mask_password
 
-#: Methods of the paper's Figure 2, but for its own.
+#: Methods of the paper's Figure 2, without its own.
 _SHOWN = ["ce", "forward", "gce"]
 
 
 def benchmark(
-    spec: Annotated[Path, typer.Argument(help="YAML file of the benchmark.")],
+    spec: opt.BenchmarkFile,
     out: Annotated[
         Path, typer.Option(file_okay=False, help="Folder for tables, ranks and figures.")
     ],
-    storage: Storage = None,
-    study_name: StudyName = None,
+    storage: opt.Storage = None,
+    study_name: opt.StudyName = None,
     tuned: Annotated[
         bool, typer.Option("--tuned", help="Train each method at all scales of the spec.")
     ] = False,
@@ -54,66 +39,62 @@ def benchmark(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; report what there is.")
     ] = False,
-    workers: Workers = None,
+    workers: opt.Workers = None,
     together: Annotated[
         int, typer.Option(min=1, help="Trainings that a worker claims and runs side by side.")
-    ] = TOGETHER,
-    lease: Lease = LEASE,
-    root: Root = None,
-    download: Download = False,
-    device: Device = None,
-    threads: Threads = 1,
+    ] = opt.TOGETHER,
+    lease: opt.Lease = opt.LEASE,
+    root: opt.Root = None,
+    download: opt.Download = False,
+    device: opt.Device = None,
+    threads: opt.Threads = 1,
 ) -> None:
     """Train every method on every task, or go on with it, and rank the methods."""
     from optuna_robustloss.benchmark.spec import BenchmarkSpec
     from optuna_robustloss.benchmark.study import create_benchmark
     from optuna_robustloss.benchmark.trainings import Options, check_data
-    from optuna_robustloss.cli.benchmark_run import BenchmarkRun, print_failures, report
-    from optuna_robustloss.distributed.storage import open_storage
-    from optuna_robustloss.distributed.urls import mask_password
+    from optuna_robustloss.cli.benchmark_run import print_failures, report, train_missing
 
-    with clear_errors():
-        set_up_process(threads)
-        bench = BenchmarkSpec.from_yaml(spec)
-        name = study_name or bench.name
-        url = storage or default_storage(name)
-        scales = bench.scales if tuned else (1.0,)
-        runs = bench.runs(scales=scales, horizons=horizon, schedules=schedule, only=only)
-        options = Options(together, lease, device, root, download)
-        if not report_only:
-            check_data(bench, runs, options)  # what is missing shows before a study is made
-        study = create_benchmark(bench, open_storage(url, create=not report_only), name)
-        print_line(f"benchmark {name!r} in {mask_password(url)}")
-        failed = False
-        if not report_only:
-            BenchmarkRun(workers or 1, threads, options).run(study, bench, runs, url)
-            failed = print_failures(study, runs)
-        report(study, bench, runs, out)
-        print_line(f"report: {out / 'table.md'}")
-        if failed:
-            raise typer.Exit(1)
+    set_up_process(threads)
+    bench = BenchmarkSpec.from_yaml(spec)
+    name = study_name or bench.name
+    url = storage or default_storage(name)
+    scales = bench.scales if tuned else (1.0,)
+    runs = bench.runs(scales=scales, horizons=horizon, schedules=schedule, only=only)
+    options = Options(together, lease, device, root, download)
+    if not report_only:
+        check_data(bench, runs, options)  # what is missing shows before a study is made
+    study = create_benchmark(bench, rl.open_storage(url, create=not report_only), name)
+    typer.echo(f"benchmark {name!r} in {mask_password(url)}")
+    failed = False
+    if not report_only:
+        train_missing(study, bench, runs, url, workers or 1, threads, options)
+        failed = print_failures(study, runs)
+    report(study, bench, runs, out)
+    typer.echo(f"report: {out / 'table.md'}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def features(
-    spec: Annotated[Path, typer.Argument(help="YAML file of the benchmark.")],
+    spec: opt.BenchmarkFile,
     out: Annotated[Path, typer.Argument(callback=check_writable, help="HTML file of the figure.")],
     task: Annotated[str, typer.Option(help="Label of a task, or a part of it.")],
     method: Annotated[
         list[str], typer.Option(help="Method of the benchmark; may be repeated.")
     ] = _SHOWN,
     images: Annotated[int, typer.Option(min=50, help="Test images that are shown.")] = 1000,
-    root: Root = None,
-    download: Download = False,
-    device: Device = None,
-    threads: Threads = 1,
+    root: opt.Root = None,
+    download: opt.Download = False,
+    device: opt.Device = None,
+    threads: opt.Threads = 1,
 ) -> None:
     """Train some methods on a task, and show what their last layers see of test images (t-SNE)."""
     from optuna_robustloss.benchmark.spec import BenchmarkSpec
     from optuna_robustloss.benchmark.trainings import Options
     from optuna_robustloss.cli.benchmark_run import show_features
 
-    with clear_errors():
-        set_up_process(threads)
-        options = Options(device=device, root=root, download=download)
-        show_features(BenchmarkSpec.from_yaml(spec), task, method, images, options, out)
-        print_line(f"figure: {out}")
+    set_up_process(threads)
+    options = Options(device=device, root=root, download=download)
+    show_features(BenchmarkSpec.from_yaml(spec), task, method, images, options, out)
+    typer.echo(f"figure: {out}")

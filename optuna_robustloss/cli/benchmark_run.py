@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +19,9 @@ from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import count_done, failed_runs, stored_results
 from optuna_robustloss.benchmark.trainings import Options, trained_networks
 from optuna_robustloss.benchmark.worker import BenchmarkJob, run_benchmark
-from optuna_robustloss.cli.console import console, print_line, set_up_process
-from optuna_robustloss.cli.progress import bar
-from optuna_robustloss.distributed.processes import run_processes
+from optuna_robustloss.cli.console import set_up_process
+from optuna_robustloss.cli.progress import progress_bar
+from optuna_robustloss.cli.worker_pool import exit_on_interrupt, run_jobs
 from optuna_robustloss.report.figures.features import feature_maps, penultimate
 from optuna_robustloss.report.html import write_html
 from optuna_robustloss.report.write import write_report
@@ -35,52 +35,37 @@ _SHOWN = 5
 _RATED = ("none", "symmetric", "pair-flip", "asymmetric")
 
 
-@dataclass(frozen=True)
-class BenchmarkRun:
-    """What was asked for on the command line."""
+def train_missing(
+    study: Study,
+    spec: BenchmarkSpec,
+    runs: Sequence[Run],
+    storage: str,
+    workers: int,
+    threads: int,
+    options: Options,
+) -> None:
+    """Train what is missing of ``runs``; Ctrl-C ends the command cleanly, with code 130."""
+    bar = progress_bar()
+    task = bar.add_task("benchmark", total=len(runs), completed=count_done(study, runs), note="")
 
-    workers: int
-    threads: int
-    options: Options
+    def refresh() -> None:
+        bar.update(task, completed=count_done(study, runs))
 
-    def run(self, study: Study, spec: BenchmarkSpec, runs: Sequence[Run], storage: str) -> None:
-        """Train what is missing of ``runs``; Ctrl-C ends the command cleanly, with code 130."""
-        try:
-            with bar(console) as progress:
-                task = progress.add_task(
-                    "benchmark", total=len(runs), completed=count_done(study, runs), note=""
+    def done() -> str:
+        return f"{count_done(study, runs)} of {len(runs)} trainings are done"
+
+    with exit_on_interrupt(done), bar:
+        if workers == 1:
+            run_benchmark(study, spec, runs, options, on_run=refresh)
+        elif count_done(study, runs) < len(runs):
+            set_up = partial(set_up_process, threads)
+            jobs = [
+                BenchmarkJob(
+                    storage, study.study_name, set_up, runs, replace(options, device=device)
                 )
-
-                def refresh() -> None:
-                    progress.update(task, completed=count_done(study, runs))
-
-                if self.workers == 1:
-                    run_benchmark(study, spec, runs, self.options, on_run=refresh)
-                elif count_done(study, runs) < len(runs):
-                    self._run_processes(study, runs, storage, refresh)
-        except KeyboardInterrupt:
-            console.print(
-                f"stopped: {count_done(study, runs)} of {len(runs)} trainings are done and kept; "
-                "the same command goes on from there"
-            )
-            raise typer.Exit(130) from None
-
-    def _run_processes(
-        self, study: Study, runs: Sequence[Run], storage: str, refresh: Callable[[], None]
-    ) -> None:
-        if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
-            raise ValueError("a database in memory cannot be shared: leave out --workers")
-        jobs = [
-            BenchmarkJob(
-                storage,
-                study.study_name,
-                partial(set_up_process, self.threads),
-                runs,
-                replace(self.options, device=device),
-            )
-            for device in devices_each(self.options.device, self.workers)
-        ]
-        run_processes(study, jobs, on_poll=refresh)
+                for device in devices_each(options.device, workers)
+            ]
+            run_jobs(study, jobs, storage, refresh)
 
 
 def print_failures(study: Study, runs: Sequence[Run]) -> bool:
@@ -92,7 +77,7 @@ def print_failures(study: Study, runs: Sequence[Run]) -> bool:
         f"\n{run.method} on {run.task}, seed {run.seed}, scale {run.scale:g}: {text}"
         for run, text in list(failed_runs(study, runs).items())[:_SHOWN]
     )
-    print_line(f"{missing} of {len(runs)} trainings failed; the same command tries again{why}")
+    typer.echo(f"{missing} of {len(runs)} trainings failed; the same command tries again{why}")
     return True
 
 

@@ -1,6 +1,6 @@
 """Set up the terminal and the process: output, one-line errors, checks of options.
 
-This module and those with the commands import no PyTorch and no Optuna, so that ``--help`` and a
+This module and those with the commands import no PyTorch, Optuna or rich, so that ``--help`` and a
 mistyped option answer at once; functions import what they need.
 """
 
@@ -12,24 +12,24 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 if TYPE_CHECKING:
     import torch
-
-# Names of studies and files may hold [brackets], which are no markup.
-console = Console(markup=False, highlight=False)
-errors = Console(stderr=True, markup=False, highlight=False)
+    from rich.console import Console
 
 
-def print_line(text: str) -> None:
-    """Print a line without breaking it, so that URLs and paths can be copied."""
-    console.print(text, soft_wrap=True)
+@cache
+def console() -> Console:
+    """Return the console for tables and progress bars."""
+    from rich.console import Console
+
+    # Names of studies and files may hold [brackets], which are no markup.
+    return Console(markup=False, highlight=False)
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -40,7 +40,7 @@ def _is_no_interrupt(record: logging.LogRecord) -> bool:
     return not (record.exc_info and record.exc_info[0] is KeyboardInterrupt)
 
 
-def set_up_process(threads: int) -> None:
+def set_up_process(threads: int = 1) -> None:
     """Set the number of threads, quieten Optuna, and let SIGTERM stop the process as Ctrl-C does.
 
     Args:
@@ -58,20 +58,6 @@ def set_up_process(threads: int) -> None:
     signal.signal(signal.SIGTERM, _raise_interrupt)
 
 
-def input_error(error: Exception) -> str | None:
-    """Return the message of an error of the input or the environment; None for a bug."""
-    from optuna.exceptions import StorageInternalError
-    from pydantic import ValidationError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from optuna_robustloss.spec_files import describe_errors
-
-    if isinstance(error, ValidationError):
-        return describe_errors(error)
-    expected = isinstance(error, ValueError | OSError | SQLAlchemyError | StorageInternalError)
-    return str(error) if expected else None
-
-
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Show errors of the input as one message and exit with code 2; bugs keep their traceback.
@@ -81,12 +67,22 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, typer.Exit) or os.environ.get("OPTUNA_ROBUSTLOSS_DEBUG"):
+        # Exits and wrong options, which Typer shows, have an exit code.
+        if hasattr(error, "exit_code") or os.environ.get("OPTUNA_ROBUSTLOSS_DEBUG"):
             raise
-        message = input_error(error)
-        if message is None:
+        from optuna.exceptions import StorageInternalError
+        from pydantic import ValidationError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from optuna_robustloss.spec_files import describe_errors
+
+        if isinstance(error, ValidationError):
+            message = describe_errors(error)
+        elif isinstance(error, ValueError | OSError | SQLAlchemyError | StorageInternalError):
+            message = str(error)
+        else:
             raise
-        errors.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
+        typer.echo(f"error: {message}", err=True)
         raise typer.Exit(2) from None
 
 

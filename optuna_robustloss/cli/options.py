@@ -14,10 +14,11 @@ _STORAGE = typer.Option(
     envvar="OPTUNA_STORAGE",
     help="sqlite:///FILE, postgresql+psycopg://…, mysql+pymysql://…, journal:FILE, grpc://HOST:PORT.",
 )
+StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study.")]
+BenchmarkFile = Annotated[Path, typer.Argument(help="YAML file of the benchmark.")]
 Storage = Annotated[str | None, _STORAGE]
 ThisStorage = Annotated[str, _STORAGE]
 StudyName = Annotated[str | None, typer.Option(help="By default the spec's name.")]
-ThisStudy = Annotated[str, typer.Option("--study-name", help="Name of the study.")]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the data. By default $OPTUNA_ROBUSTLOSS_DATA, else ./data."),
@@ -35,17 +36,12 @@ Workers = Annotated[
         min=1, help="Processes on this machine: as many as there are free cores, or GPUs."
     ),
 ]
-_CANDIDATES = "Trials a worker asks for at once and trains together. By default "
 Candidates = Annotated[
-    int | None,
-    typer.Option(min=1, help=_CANDIDATES + "popsize ÷ --workers."),
-]
-WorkerCandidates = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=_CANDIDATES + "popsize ÷ --workers where that is given, else 1; popsize ÷ number of "
-        "workers on all hosts trains fastest.",
+        help="Trials a worker asks for at once and trains together. By default popsize ÷ "
+        "--workers, and 1 for 'work' without --workers.",
     ),
 ]
 Threads = Annotated[

@@ -1,4 +1,4 @@
-"""Build the tables that the commands print."""
+"""Tables of a study and of a comparison, for the terminal."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from optuna_robustloss.search.status import Status
 from optuna_robustloss.tasks.spec import TaskSpec
 
 
+def _table(title: str, *columns: str, right: int = 0) -> Table:
+    """Return an empty table whose columns from number ``right`` on are figures."""
+    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < right else "right")
+    return table
+
+
+def _percent(mean: float, std: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
 def losses_table(results: Sequence[LossResult], title: str) -> Table:
     """Show the test accuracy of each loss in percent: mean ± standard deviation over seeds."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("loss")
-    table.add_column("test accuracy, %", justify="right")
-    table.add_column("seeds", justify="right")
+    table = _table(title, "loss", "test accuracy, %", "seeds", right=1)
     best = max(result.mean for result in results)
     for result in results:
         scales = sorted({f"{scale:g}" for scale in result.scales or ()}, key=float)
-        text = f"{100 * result.mean:.1f} ± {100 * result.std:.1f}"
         table.add_row(
             result.label + (f" × {', '.join(scales)}" if scales else ""),
-            text,
+            _percent(result.mean, result.std),
             str(len(result.accuracies)),
             style="bold" if result.mean == best else None,
         )
@@ -55,9 +63,7 @@ def generation_table(study: Study) -> Table:
         generation = GENERATION.read(trial)
         if generation is not None and START.read(trial) is None:
             values[generation].append(trial.value or 0.0)
-    table = Table(title="Fitness by generation", title_justify="left")
-    for column in ("generation", "trials", "mean, %", "best, %"):
-        table.add_column(column, justify="right")
+    table = _table("Fitness by generation", "generation", "trials", "mean, %", "best, %")
     for generation, fitness in sorted(values.items()):
         mean = 100 * sum(fitness) / len(fitness)
         table.add_row(
@@ -69,14 +75,13 @@ def generation_table(study: Study) -> Table:
 def selection_table(selection: Selection) -> Table:
     """Show the finalists of a study on fresh seeds, best first."""
     count = len(selection.finalists[0].values)
-    table = Table(title=f"Finalists on {count} fresh seeds", title_justify="left")
-    table.add_column("candidate")
-    table.add_column("validation accuracy, %", justify="right")
+    title = f"Finalists on {count} fresh seeds"
+    table = _table(title, "candidate", "validation accuracy, %", right=1)
     for finalist in sorted(selection.finalists, key=lambda f: -f.mean):
         won = finalist == selection.winner
         table.add_row(
             finalist.name + (" (control)" if finalist.control else " (chosen)" if won else ""),
-            f"{100 * finalist.mean:.1f} ± {100 * finalist.std:.1f}",
+            _percent(finalist.mean, finalist.std),
             style="bold" if won else None,
         )
     return table
@@ -84,7 +89,7 @@ def selection_table(selection: Selection) -> Table:
 
 def status_table(status: Status) -> Table:
     """Show the progress of a study, its workers and the time left."""
-    table = Table(title=f"study {status.study!r}", title_justify="left", show_header=False)
+    table = _table(f"study {status.study!r}")
     share = 100 * status.done / status.total
     table.add_row("evaluations", f"{status.done} of {status.total} done ({share:.0f} %)")
     if not status.finished:

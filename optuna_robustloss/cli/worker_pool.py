@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,10 +11,10 @@ import torch
 import typer
 from optuna.study import Study
 
-from optuna_robustloss.cli.console import console, set_up_process
+from optuna_robustloss.cli.console import set_up_process
 from optuna_robustloss.cli.progress import SearchProgress
 from optuna_robustloss.distributed.lease import LEASE
-from optuna_robustloss.distributed.processes import run_processes
+from optuna_robustloss.distributed.processes import WorkerJob, run_processes
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import finished_study, trials_done
@@ -36,44 +38,23 @@ class WorkerPool:
     device: torch.device | None = None
 
     def run(self, study: Study, objective: NoisyLabelObjective, storage: str) -> None:
-        """Work on a study with a progress bar; Ctrl-C ends the command cleanly.
-
-        Args:
-            study: to work on.
-            objective: with the study's spec.
-            storage: URL of the study's storage.
-
-        """
+        """Work on a study with a progress bar; Ctrl-C ends the command cleanly."""
         spec = objective.spec
-        try:
-            with SearchProgress(study, spec, console) as progress:
-                if self.workers > 1:
-                    self._run_processes(study, objective, storage, progress)
-                    return
+        progress = SearchProgress(study, spec)
+        with exit_on_interrupt(lambda: done(study, spec)), progress.bar:
+            if self.workers == 1:
                 run_worker(
                     study,
                     objective,
                     n_trials=self.trials,
                     candidates=self.candidates or candidates_each(spec, 1)[0],
                     lease=self.lease,
-                    on_trial=progress.on_trial,
+                    on_trial=progress.refresh,
                 )
-        except KeyboardInterrupt:
-            console.print(
-                f"stopped: {done(study, spec)} and kept; the same command goes on from there"
-            )
-            raise typer.Exit(130) from None
-
-    def _run_processes(
-        self, study: Study, objective: NoisyLabelObjective, storage: str, progress: SearchProgress
-    ) -> None:
-        if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
-            raise ValueError("a database in memory cannot be shared: leave out --workers")
-        if finished_study(study, objective.spec):
-            return
-        objective.tasks(0)  # missing data shows here, and is downloaded once
-        jobs = self.jobs(study.study_name, objective, storage)
-        run_processes(study, jobs, on_poll=progress.refresh)
+            elif not finished_study(study, spec):
+                objective.tasks(0)  # missing data shows here, and is downloaded once
+                jobs = self.jobs(study.study_name, objective, storage)
+                run_jobs(study, jobs, storage, progress.refresh)
 
     def jobs(
         self, study_name: str, objective: NoisyLabelObjective, storage: str
@@ -98,6 +79,25 @@ class WorkerPool:
             )
             if n_trials != 0
         ]
+
+
+def run_jobs(
+    study: Study, jobs: Sequence[WorkerJob], storage: str, on_poll: Callable[[], None]
+) -> None:
+    """Run jobs in processes of their own; raise a ValueError for a database in memory."""
+    if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
+        raise ValueError("a database in memory cannot be shared: leave out --workers")
+    run_processes(study, jobs, on_poll=on_poll)
+
+
+@contextmanager
+def exit_on_interrupt(done: Callable[[], str]) -> Iterator[None]:
+    """Say what is done when Ctrl-C or SIGTERM stops the command, and exit with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: {done()} and kept; the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 def done(study: Study, spec: StudySpec) -> str:

@@ -14,24 +14,13 @@ from benchmark.test_study import VALUES, each_once
 from support import postgres
 from support.postgres import PostgresServer
 from support.waiting import LIMIT, wait_until
-from typer.testing import CliRunner
 
+from cli.commands import invoke
 from optuna_robustloss.benchmark import worker as worker_module
 from optuna_robustloss.benchmark.study import open_benchmark, run_of, stored_results
-from optuna_robustloss.cli.app import app
 from optuna_robustloss.distributed.storage import open_storage
 
 COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()", "benchmark"]
-
-
-@pytest.fixture(autouse=True)
-def _process_as_before(monkeypatch, tmp_path):
-    """The command changes this process's handler of SIGTERM and Optuna's verbosity."""
-    monkeypatch.chdir(tmp_path)
-    handler, verbosity = signal.getsignal(signal.SIGTERM), optuna.logging.get_verbosity()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    optuna.logging.set_verbosity(verbosity)
 
 
 @pytest.fixture
@@ -61,10 +50,6 @@ def found_so_far(url):
         return stored_results(optuna.load_study(study_name="tiny", storage=url))
     except Exception:  # its tables are being made
         return []
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.mark.slow
