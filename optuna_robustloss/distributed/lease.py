@@ -37,7 +37,7 @@ _NEWBORN = 1.0
 
 @lru_cache(maxsize=1)
 def machine() -> str:
-    """Return an identifier of what shares process numbers: this boot of this host or container."""
+    """Return an identifier of this boot of this host or container, which share process numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot[:13]}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -88,9 +88,9 @@ def record_heartbeat(storage: BaseStorage, trial_id: int) -> None:
 
 
 class LeaseKeeper:
-    """A thread that renews the leases of the trials this process holds.
+    """A thread that renews the leases of the trials that this process holds.
 
-    It continues whatever the storage raises. A trial that was taken over is released.
+    An error of the storage does not end it. A trial that another worker finished is released.
 
     Args:
         interval: seconds between two heartbeats.
@@ -102,21 +102,18 @@ class LeaseKeeper:
         self._held: dict[tuple[int, int], tuple[BaseStorage, int]] = {}
         self._lock = threading.Lock()
         self._pause = threading.Event()  # never set
-        self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+        self._thread = threading.Thread()  # not started
 
     def hold(self, storage: BaseStorage, trial_id: int) -> None:
-        """Renew the lease of a trial from now on; the first heartbeat is the caller's."""
+        """Renew the lease of a trial from now on; the caller writes the first heartbeat."""
         if isinstance(storage, InMemoryStorage):
             return  # no other process sees it
         with self._lock:
-            if self._pid != os.getpid():  # a fork has no thread, and holds nothing
+            if not self._thread.is_alive():  # at first, and in a fork, which holds nothing
                 self._held.clear()
-                self._thread, self._pid = None, os.getpid()
-            self._held[id(storage), trial_id] = storage, trial_id
-            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
+            self._held[id(storage), trial_id] = storage, trial_id
 
     def release(self, storage: BaseStorage, trial_id: int) -> None:
         """Stop renewing the lease of a trial."""
@@ -125,7 +122,7 @@ class LeaseKeeper:
 
     def holds(self, storage: BaseStorage, trial_id: int) -> bool:
         """Whether this process holds a trial."""
-        return self._pid == os.getpid() and (id(storage), trial_id) in self._held
+        return self._thread.is_alive() and (id(storage), trial_id) in self._held
 
     def _run(self) -> None:
         while True:
@@ -184,7 +181,7 @@ class LeaseMonitor:
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks: 0 if it has ended, None if it is not shown."""
+    """Return a process's start in clock ticks: 0 if it has ended, None if it is not shown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -218,23 +215,16 @@ def fail_trial(storage: BaseStorage, trial_id: int) -> bool:
 def fail_stale_trials(
     storage: BaseStorage, running: Iterable[FrozenTrial], monitor: LeaseMonitor
 ) -> list[FrozenTrial]:
-    """Fail the stale ones of some running trials, so that others take their place.
-
-    Args:
-        storage: of the trials.
-        running: not of this process.
-        monitor: of the leases.
-
-    Returns:
-        the trials whose workers may still be alive.
-
-    """
+    """Fail the stale ones of ``running`` trials of other processes; return the rest."""
     alive = []
     for trial in running:
         if not monitor.is_stale(trial):
             alive.append(trial)
         elif fail_trial(storage, trial._trial_id):
-            _logger.warning("trial %d: its worker is gone, it is failed", trial.number)
+            _logger.warning(
+                "trial %d is stale: its lease has expired or its process has ended; it is failed",
+                trial.number,
+            )
     return alive
 
 

@@ -2,8 +2,8 @@
 
 Parent and worker have one pipe. The job goes to a fresh interpreter through ``multiprocessing``, as
 a storage's URL may hold a password, which arguments and environment would show. The worker sends
-its log records and the error it ends with; the parent sends the word to stop. Its end of the pipe
-closes when it dies, which stops the worker too.
+its log records and the error it ends with; the parent sends the word to stop. When the parent ends,
+the pipe is closed, which stops the worker too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
@@ -37,9 +36,9 @@ _spawn = multiprocessing.get_context("spawn")
 _STOPPED = 130
 #: Seconds between two calls of ``on_poll``, if no worker sends anything.
 _POLL = 1.0
-#: Seconds after which a worker's main thread is interrupted again: in a finaliser Python drops the
-#: exception, and one in a transaction may leave a lock for which the thread waits itself.
-_INTERRUPT_AGAIN = 10.0
+#: Seconds after which a worker's main thread is interrupted again: an exception in a transaction
+#: may leave a lock for which the thread waits. Many, as it may still be failing its trials.
+_INTERRUPT_AGAIN = 60.0
 
 
 class WorkerJob(Protocol):
@@ -53,13 +52,8 @@ class WorkerJob(Protocol):
         """Work until there is nothing left to do."""
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A worker process as its parent sees it."""
-
-    name: str
-    process: SpawnProcess
-    pipe: Connection
+#: The worker process at the other end of each pipe.
+_Workers = Mapping[Connection, SpawnProcess]
 
 
 def run_processes(
@@ -81,60 +75,46 @@ def run_processes(
         ChildProcessError: all workers were killed, or one ended without an error message.
 
     """
-    workers: list[_Worker] = []
+    workers: dict[Connection, SpawnProcess] = {}
     try:
-        with _block_signals():
+        # Workers inherit the mask: a terminal's Ctrl-C does not interrupt their imports.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
             for number, job in enumerate(jobs, start=1):
-                workers.append(_start_worker(f"worker {number}", job))
+                ours, theirs = _spawn.Pipe()
+                arguments = (job, theirs)
+                process = _spawn.Process(target=_run_job, args=arguments, name=f"worker {number}")
+                process.start()
+                theirs.close()  # so that ours ends with the worker
+                workers[ours] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _attend_workers(workers, on_poll)
     finally:
         _stop_workers(workers)
-        if any(worker.process.exitcode for worker in workers):
+        if any(process.exitcode for process in workers.values()):
             fail_orphaned_trials(study)
 
 
-@contextmanager
-def _block_signals() -> Iterator[None]:
-    """Block SIGINT and SIGTERM; a process that starts meanwhile inherits that.
-
-    So Ctrl-C, which a terminal sends to the workers too, does not interrupt their imports.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(name: str, job: WorkerJob) -> _Worker:
-    ours, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=_run_job, args=(job, theirs), name=name)
-    process.start()
-    theirs.close()  # so that ours ends with the worker
-    return _Worker(name, process, ours)
-
-
-def _attend_workers(workers: Sequence[_Worker], on_poll: Callable[[], None]) -> None:
+def _attend_workers(workers: _Workers, on_poll: Callable[[], None]) -> None:
     """Log what the workers send until all have ended; raise the first one's error."""
-    by_pipe = {worker.pipe: worker for worker in workers}
+    running = dict(workers)
     logged: set[str] = set()
     killed = 0
-    while by_pipe:
-        for pipe in wait(list(by_pipe), timeout=_POLL):
+    while running:
+        for pipe in wait(list(running), timeout=_POLL):
             assert isinstance(pipe, Connection)
-            worker = by_pipe[pipe]
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
-                del by_pipe[pipe]
-                killed += _was_killed(worker)
+                killed += _was_killed(running.pop(pipe))
                 continue
             if isinstance(message, BaseException):
                 raise message
             text = message.getMessage()
             if text not in logged:  # most warnings concern all workers
                 logged.add(text)
-                _logger.log(message.levelno, "%s: %s", worker.name, text)
+                _logger.log(message.levelno, "%s: %s", running[pipe].name, text)
         on_poll()
     if workers and killed == len(workers):
         raise ChildProcessError(
@@ -143,41 +123,38 @@ def _attend_workers(workers: Sequence[_Worker], on_poll: Callable[[], None]) -> 
         )
 
 
-def _was_killed(worker: _Worker) -> bool:
-    """Return whether a worker that has ended was killed.
+def _was_killed(worker: SpawnProcess) -> bool:
+    """Return whether a worker that has ended was killed by a signal.
 
     Raises:
         ChildProcessError: it ended by itself, before it could send its error.
 
     """
-    worker.process.join()
-    code = worker.process.exitcode or 0
+    worker.join()
+    code = worker.exitcode or 0
     if code == _STOPPED:
         _logger.warning("%s was stopped", worker.name)
     elif code > 0:
         raise ChildProcessError(f"{worker.name} ended with exit code {code}")
     elif code < 0:
-        _logger.warning(
-            "%s was killed by %s: the others take its trials over",
-            worker.name,
-            signal.Signals(-code).name,
-        )
+        name = signal.Signals(-code).name
+        _logger.warning("%s was killed by %s: the others take its trials over", worker.name, name)
     return code < 0
 
 
-def _stop_workers(workers: Sequence[_Worker]) -> None:
+def _stop_workers(workers: _Workers) -> None:
     """Stop the workers that still run, and wait for them; a second Ctrl-C kills them."""
     try:
-        for worker in workers:
-            with suppress(OSError):  # it has ended
-                worker.pipe.send("stop")
-        for worker in workers:
-            worker.process.join()
+        for pipe in workers:
+            with suppress(OSError):  # the worker has ended
+                pipe.send("stop")
+        for process in workers.values():
+            process.join()
     finally:
-        for worker in workers:
-            worker.process.kill()  # if it still runs
-            worker.process.join()
-            worker.pipe.close()
+        for pipe, process in workers.items():
+            process.kill()  # if it still runs
+            process.join()
+            pipe.close()
 
 
 # In the worker's process
@@ -187,30 +164,28 @@ class _PipeHandler(logging.handlers.QueueHandler):
     """Sends log records from warnings on to the parent, whose terminal it is."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # the parent is gone
+        with suppress(OSError):  # the parent has ended
             self.queue.send(record)  # type: ignore[attr-defined]
 
 
 def _run_job(job: WorkerJob, pipe: Connection) -> None:
     """Run a job; SIGINT stays blocked, as Ctrl-C is the parent's, which says when to stop."""
     _log_to_parent(pipe)
-    ending = threading.Event()
-    code = 1
+    code = _STOPPED
     try:
-        job.set_up()
-        threading.Thread(target=_interrupt_on_stop, args=(pipe, ending), daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        job.run()
-        code = 0
-    except KeyboardInterrupt:
-        code = _STOPPED
-    except Exception as error:
-        with suppress(OSError):
-            pipe.send(_picklable(error))
-        code = 0  # the parent has the error
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        ending.set()
+        try:
+            job.set_up()
+            threading.Thread(target=_interrupt_on_stop, args=(pipe,), daemon=True).start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            job.run()
+            code = 0
+        except Exception as error:
+            with suppress(OSError):
+                pipe.send(_picklable(error))
+            code = 0  # the parent has the error
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    finally:  # also after a second interrupt, as one of this process and one of its parent
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -227,13 +202,16 @@ def _log_to_parent(pipe: Connection) -> None:
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}"
 
 
-def _interrupt_on_stop(pipe: Connection, ending: threading.Event) -> None:
-    """Interrupt the main thread when the parent says so, or is gone."""
+def _interrupt_on_stop(pipe: Connection) -> None:
+    """Interrupt the main thread when the parent sends a word, or has ended."""
+    dropped = threading.Event()  # Python drops an exception in a finaliser
+    sys.unraisablehook = lambda _: dropped.set()
     with suppress(EOFError, OSError):
         pipe.recv()
-    while not ending.is_set():
+    while True:  # until the process ends
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        ending.wait(_INTERRUPT_AGAIN)
+        dropped.wait(_INTERRUPT_AGAIN)
+        dropped.clear()
 
 
 def _picklable(error: Exception) -> Exception:

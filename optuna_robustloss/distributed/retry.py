@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tenacity
 from optuna.exceptions import StorageInternalError
@@ -39,6 +39,8 @@ _MYSQL_UNAVAILABLE |= {2013, 2055}
 _LONGEST_MESSAGE = 400
 #: Lock conflicts between workers are frequent: they are logged when they last so many seconds.
 _LOG_LOCKS_AFTER = 5.0
+#: Held while an outage begins or ends, so that threads log it once.
+_outage_lock = threading.Lock()
 
 
 def transient_kind(error: BaseException) -> Transient | None:
@@ -108,14 +110,7 @@ class RetryPolicy:
     first_pause: float = 0.1
     longest_pause: float = 10.0
     kind: Callable[[BaseException], Transient | None] = transient_kind
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._unavailable_since: float | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arguments = (self.url, self.seconds, self.first_pause, self.longest_pause, self.kind)
-        return type(self), arguments
+    _unavailable_since: float | None = field(default=None, init=False, repr=False)
 
     def call(
         self, function: Callable[[], T], recover: Callable[[Transient], None] | None = None
@@ -142,13 +137,13 @@ class RetryPolicy:
             if kind == "unavailable" or waited > _LOG_LOCKS_AFTER:
                 self._log_outage(waited, describe_error(error, self.url))
 
-        def give_up(state: tenacity.RetryCallState) -> T:
+        def raise_error(state: tenacity.RetryCallState) -> T:
             before_pause(state)
             error = state.outcome.exception() if state.outcome else None
-            said = describe_error(error, self.url) if error else ""
             raise StorageInternalError(
                 f"the storage {mask_password(self.url)} did not answer for "
-                f"{state.seconds_since_start or 0:.0f} s: {said}"
+                f"{state.seconds_since_start or 0:.0f} s: "
+                f"{describe_error(error, self.url) if error else ''}"
             ) from None
 
         retrying = tenacity.Retrying(
@@ -156,14 +151,14 @@ class RetryPolicy:
             wait=tenacity.wait_random_exponential(self.first_pause, self.longest_pause),
             stop=tenacity.stop_after_delay(self.seconds),
             before_sleep=before_pause,
-            retry_error_callback=give_up,
+            retry_error_callback=raise_error,
         )
         result = retrying(function)
         self._log_return()
         return result
 
     def _log_outage(self, waited: float, message: str) -> None:
-        with self._lock:
+        with _outage_lock:
             if self._unavailable_since is not None:
                 return
             self._unavailable_since = time.monotonic() - waited
@@ -177,7 +172,7 @@ class RetryPolicy:
     def _log_return(self) -> None:
         if self._unavailable_since is None:  # the usual case takes no lock
             return
-        with self._lock:
+        with _outage_lock:
             since, self._unavailable_since = self._unavailable_since, None
         if since is not None:
             away = time.monotonic() - since

@@ -44,7 +44,7 @@ def run_worker(
 ) -> None:
     """Work on ``study`` until its spec's number of trials is done, by whichever worker.
 
-    Renews the leases of its trials, takes over those of workers that are gone, and drops a result
+    Renews the leases of its trials, takes over those of workers that have ended, and drops a result
     that comes after its own trial was taken over. Ctrl-C marks the running trials failed, so that
     another worker draws them again, and is passed on; finished trials are kept.
 
@@ -105,7 +105,7 @@ class _Worker:
     # Trials of other workers
 
     def reap(self) -> list[FrozenTrial]:
-        """Fail the running trials whose workers are gone; return those that may still be alive."""
+        """Fail the stale running trials of other workers; return the rest of theirs."""
         if isinstance(self._storage, InMemoryStorage):
             return []
         others = []

@@ -1,9 +1,7 @@
-"""Workers in processes of their own: real ones, that are stopped, killed, and fail."""
+"""Workers in processes of their own: real ones, that share a study, are killed, and fail."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from functools import partial
@@ -11,14 +9,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-import torch
-import yaml
 from optuna.trial import TrialState
 from support.small import left_running, small_spec
-from support.waiting import LIMIT, wait_until
 
 from optuna_robustloss.cli.console import set_up_process
-from optuna_robustloss.cli.worker_pool import WorkerPool
 from optuna_robustloss.distributed import processes
 from optuna_robustloss.distributed.lease import Heartbeat, fail_orphaned_trials, heartbeat_of
 from optuna_robustloss.distributed.processes import run_processes
@@ -27,12 +21,11 @@ from optuna_robustloss.sampler.slots import slot_of
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.study import create_study, finished_study, read_generations
 from optuna_robustloss.search.worker import run_worker
-from optuna_robustloss.search.worker_job import SearchJob, candidates_each, devices_each, shares
+from optuna_robustloss.search.worker_job import SearchJob, candidates_each
 
 SPEC = small_spec()
 #: So long that it is interrupted, killed or failed first.
 ENDLESS = small_spec(recipe={"epochs": 100_000}, stop_at_chance_after=None)
-COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,56 +65,6 @@ def alive(pid):
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-# --- Who does what ---
-
-
-@pytest.mark.parametrize(("popsize", "workers"), [(12, 1), (12, 2), (12, 5), (5, 2), (4, 6)])
-def test_workers_share_a_generation(popsize, workers):
-    each = candidates_each(small_spec(popsize=popsize), workers)
-    assert len(each) == workers
-    assert max(each) == -(-popsize // workers)
-    assert sum(each) == max(popsize, workers)
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "optuna-cmaes"])
-def test_a_sampler_that_learns_from_each_trial_is_asked_for_one(sampler):
-    assert candidates_each(small_spec(sampler=sampler), 2) == [1, 1]
-
-
-def test_trials_of_a_command_are_shared_exactly():
-    assert shares(7, 3) == [3, 2, 2]
-    own = [
-        j.n_trials for j in WorkerPool(3, 2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")
-    ]
-    assert own == [1, 1]  # the third worker has nothing to do
-    own = [
-        j.n_trials for j in WorkerPool(2).jobs("small", NoisyLabelObjective(SPEC), "sqlite:///s")
-    ]
-    assert own == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("given", "count", "expected"),
-    [
-        (None, 0, [None] * 3),
-        (None, 1, [None] * 3),
-        (None, 2, ["cuda:0", "cuda:1", "cuda:0"]),
-        ("cpu", 2, ["cpu"] * 3),
-    ],
-)
-def test_workers_take_cuda_devices_in_turn(given, count, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    device = torch.device(given) if given else None
-    assert [d if d is None else str(d) for d in devices_each(device, 3)] == expected
-
-
-def test_a_job_does_not_show_its_storage():
-    assert "secret" not in repr(SearchJob("postgresql://me:secret@host/db", "small", set))
-
-
-# --- Two processes ---
 
 
 def test_two_processes_fill_every_slot_once_as_one_would(url):
@@ -217,111 +160,3 @@ def test_warnings_of_several_workers_are_shown_once(url, caplog):
     assert caplog.text.count("UserWarning: trial 0 runs on another host, far:1") == 1
     assert "worker " in caplog.text
     assert "processes.py" not in caplog.messages[0]
-
-
-# --- The command ---
-
-
-@pytest.fixture
-def command(tmp_path, url):
-    """Starts the command in a session of its own, where Ctrl-C works as in a terminal."""
-    (tmp_path / "endless.yaml").write_text(yaml.safe_dump(ENDLESS.model_dump(mode="json")))
-    started = []
-
-    def start(*arguments, **environment):
-        process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"OPTUNA_STORAGE": url} | environment,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def workers_of(url, count):
-    """Wait until so many workers train, and return the study and their process numbers."""
-    path = Path(url.removeprefix("sqlite:///"))
-    wait_until(path.is_file)
-
-    def study():
-        try:
-            return optuna.load_study(study_name="small", storage=url)
-        except Exception:  # its tables are being made
-            return None
-
-    opened = wait_until(study)
-    return opened, wait_until(
-        lambda: len(pids := set(running(opened).values())) == count and sorted(pids)
-    )
-
-
-@pytest.mark.parametrize(
-    ("number", "everybody"),
-    [
-        pytest.param(signal.SIGINT, False, id="SIGINT", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, True, id="Ctrl-C"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to all", marks=pytest.mark.slow),
-    ],
-)
-def test_ctrl_c_stops_the_workers_who_give_their_candidates_back(command, url, number, everybody):
-    """A terminal sends it to the children too."""
-    process = command("search", "endless.yaml", "--workers", "2")
-    study, pids = workers_of(url, 2)
-    (os.killpg if everybody else os.kill)(process.pid, number)
-    printed, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130, errors
-    assert "stopped: 0 of 8 trials are done and kept" in printed
-    assert "Traceback" not in errors
-    assert not any(alive(pid) for pid in pids)
-    assert set(states(study)) == {"FAIL"}
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_leaves_no_orphans(command, url):
-    process = command("search", "endless.yaml", "--workers", "2")
-    study, pids = workers_of(url, 2)
-    os.kill(pids[0], signal.SIGSTOP)  # does not answer the first
-    os.kill(process.pid, signal.SIGINT)
-    wait_until(lambda: not alive(pids[1]))
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
-    assert not any(alive(pid) for pid in pids)
-    assert set(states(study)) == {"FAIL"}
-
-
-@pytest.mark.slow
-def test_workers_end_when_their_parent_was_killed(command, url):
-    process = command("search", "endless.yaml", "--workers", "2")
-    study, pids = workers_of(url, 2)
-    process.kill()
-    process.wait()
-    wait_until(lambda: not any(alive(pid) for pid in pids))
-    assert set(states(study)) == {"FAIL"}  # they gave their candidates back
-
-
-@pytest.mark.slow
-def test_neither_arguments_nor_environment_show_the_storage(command, url):
-    """A user's own environment is inherited; so the storage is given as an option here."""
-    process = command(
-        "search", "endless.yaml", "--workers", "2", "--storage", url, OPTUNA_STORAGE=""
-    )
-    _, pids = workers_of(url, 2)
-    for pid in pids:
-        shown = [Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ")]
-        assert "multiprocessing" in shown[0]
-        assert "study.db" not in shown[0] + shown[1]
-    process.terminate()
-    process.communicate(timeout=LIMIT)
-    assert process.returncode == 130

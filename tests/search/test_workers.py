@@ -70,7 +70,7 @@ def test_a_trial_whose_process_is_no_more_is_failed_at_once(study, caplog):
     run_worker(study, Quick(SPEC), n_trials=1)
     assert states(study) == ["FAIL", "COMPLETE"]
     assert not objective_failed(study.trials[0])
-    assert "trial 0: its worker is gone" in caplog.text
+    assert "trial 0 is stale" in caplog.text
 
 
 def test_a_process_with_the_number_of_a_dead_one_does_not_keep_its_trial(study):

@@ -103,8 +103,8 @@ class WorkerGroup:
         assert self.killed >= self.kills
 
     def took_over(self, number: int) -> bool:
-        """Whether any of the workers says that another one's trial was lost."""
-        return any(f"trial {number}: its worker is gone" in w.log() for w in self.workers)
+        """Return whether any worker logged that the trial of another one is stale."""
+        return any(f"trial {number} is stale" in w.log() for w in self.workers)
 
 
 def evaluated(worker: Worker) -> list[int]:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, in a folder of its own and gone when the tests are."""
+"""A real PostgreSQL server for tests, in a folder that is removed after the tests."""
 
 from __future__ import annotations
 
