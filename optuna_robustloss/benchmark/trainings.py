@@ -21,7 +21,7 @@ from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training.evaluation import TrainingResult
 from optuna_robustloss.training.networks import initial_model
 from optuna_robustloss.training.scoring import run_lengths
-from optuna_robustloss.training.train import steps_per_epoch
+from optuna_robustloss.training.train import spread_over_epochs, steps_per_epoch
 
 #: Runs that one process claims and trains together, and loses when it is killed.
 TOGETHER = 8
@@ -141,8 +141,7 @@ def evaluation_steps(task: Task, spec: BenchmarkSpec, epochs: int) -> list[int]:
     Their number is proportional to the length of the training.
     """
     count = max(1, round(spec.evaluations * epochs / task.spec.recipe.epochs))
-    count = min(count, epochs)
-    return [round(epochs * (i + 1) / count) * steps_per_epoch(task) for i in range(count)]
+    return spread_over_epochs(task, epochs, count)
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optuna_robustloss.tasks.prepare import LabelledImages
 from optuna_robustloss.tasks.recipes import Precision
-from optuna_robustloss.training.population.population import Population, Single
+from optuna_robustloss.training.population.population import Population
 
 #: Images of one evaluation batch times candidates, at most.
 _EVALUATION_BATCH = 1000
@@ -38,9 +38,8 @@ class TrainingResult:
     diverged: bool = False
     """The loss or the network's output was not finite; training ended there."""
     stopped: bool = False
-    """The caller stopped it."""
     model: nn.Module | None = None
-    """The trained network, if networks are kept."""
+    """None unless networks are kept."""
 
     @property
     def complete(self) -> bool:
@@ -49,24 +48,18 @@ class TrainingResult:
 
 
 def smoothed_best(curve: Sequence[Evaluation]) -> Evaluation:
-    """Return the best point of a moving mean over three evaluations.
-
-    A single high evaluation does not win. The first and the last point are averaged with
-    their one neighbour.
+    """Return the best point of a moving mean over three evaluations, at the ends over two.
 
     Raises:
         ValueError: the curve is empty.
 
     """
-    best = None
+    means = []
     for i, point in enumerate(curve):
         window = curve[max(0, i - 1) : i + 2]
         mean = sum(p.accuracy for p in window) / len(window)
-        if best is None or mean > best.accuracy:
-            best = Evaluation(point.step, point.epoch, mean)
-    if best is None:
-        raise ValueError("the curve is empty")
-    return best
+        means.append(Evaluation(point.step, point.epoch, mean))
+    return max(means, key=lambda evaluation: evaluation.accuracy)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -105,14 +98,3 @@ def accuracies(
         finite &= torch.isfinite(logits).flatten(1).all(1)
     population.train(was_training)
     return [count / len(part) for count in correct.tolist()], finite
-
-
-def evaluate(model: nn.Module, part: LabelledImages, device: torch.device) -> tuple[float, bool]:
-    """Return the accuracy of one network on ``part``, and whether all logits were finite.
-
-    Raises:
-        ValueError: there are no images.
-
-    """
-    values, finite = accuracies(Single(model).train(model.training), part, device)
-    return values[0], bool(finite)

@@ -48,9 +48,6 @@ class LossGradients(ABC):
 class ClosedFormGradients(LossGradients):
     """Computes the gradients of K losses with a closed form at once, without autograd.
 
-    A loss with phases has a closed form at every step, since the gradient is linear in the
-    coefficients.
-
     Args:
         forms: closed forms of the K losses, of one variable.
         device: where the logits are.

@@ -1,7 +1,4 @@
-"""The training loop: candidates that are trained as one population, step by step.
-
-``Group.advance`` holds what happens in a step, in order.
-"""
+"""The training loop of candidates in one population; ``Group.advance`` holds a step, in order."""
 
 from __future__ import annotations
 
@@ -66,11 +63,9 @@ class Group:
         gradients: LossGradients,
     ) -> None:
         self.candidates = list(candidates)
-        self.population = population
+        self.population, self._gradients = population, gradients
         self.step = 0
-        self._setup = setup
-        self._recipe = setup.task.spec.recipe
-        self._gradients = gradients
+        self._setup, self._recipe = setup, setup.task.spec.recipe
         self._optimizer = build_optimizer(self._recipe, population.parameters())
         self._labels = setup.task.train.labels.to(setup.device)
         self._batches = self._stream_batches()
@@ -143,12 +138,7 @@ class Group:
         return finite
 
     def _evaluate(self, candidates: Collection[Candidate]) -> Tensor:
-        """Add a point to the curves of ``candidates``.
-
-        Returns:
-            bool ``(K,)`` for all candidates of the group: the logits are finite.
-
-        """
+        """Add a point to the curves of ``candidates``; return bool ``(K,)``: logits are finite."""
         setup, precision = self._setup, self._recipe.precision
         (values, finite), *others = (
             accuracies(self.population, part, setup.device, precision) for part in setup.evaluate_on

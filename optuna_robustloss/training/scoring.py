@@ -1,8 +1,4 @@
-"""How well losses train networks: the number that a search maximises.
-
-``score_losses`` trains with K losses together, one task after another. On the way it stops
-candidates near chance and prunes the worst.
-"""
+"""Score losses by the accuracy of the networks trained with them: what a search maximises."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from optuna_robustloss.training.evaluation import Evaluation, TrainingResult, sm
 from optuna_robustloss.training.gradients import progress_modules
 from optuna_robustloss.training.population.backend import Backend
 from optuna_robustloss.training.stopping import chance_threshold, worst_third
-from optuna_robustloss.training.train import steps_per_epoch, train
+from optuna_robustloss.training.train import spread_over_epochs, steps_per_epoch, train
 
 ScoreKind = Literal["last", "best"]
 #: Builds a loss for a number of classes.
@@ -82,8 +78,9 @@ def score_losses(
 ) -> list[LossScore]:
     """Train with K losses together on every task, in order, and measure validation accuracies.
 
-    With a constant learning rate all horizons are read off one run of the longest. With a schedule,
-    or a loss that depends on the progress, each horizon is a run of its own.
+    Candidates near chance are stopped on the way, and the worst pruned. With a constant learning
+    rate all horizons are read off one run of the longest; with a schedule, or a loss that depends
+    on the progress, each horizon is a run of its own.
 
     Args:
         tasks: with validation splits.
@@ -96,7 +93,7 @@ def score_losses(
             its ``error``.
         stop_at_chance_after: share of the steps of a run after which a candidate near chance is
             stopped; it still takes part in the next task. None never stops any. Ignored on noisy
-            validation labels, on which good networks are near chance, too.
+            validation labels, where good networks are near chance, too.
         prune_at: moments at which the worst third is pruned, counted in networks: 2.5 is in the
             middle of the third task. Populations smaller than six are not pruned.
         backend: see ``train``.
@@ -116,7 +113,8 @@ def score_losses(
         )
     protocol = _Protocol(seed, kind, horizons, device, stop_at_chance_after, backend, len(losses))
     candidates = [
-        _Candidate(make, reports[i] if reports else None) for i, make in enumerate(losses)
+        _Candidate(make, reports[i] if reports else lambda step, accuracy: None)
+        for i, make in enumerate(losses)
     ]
     steps = 0
     for position, task in enumerate(tasks):
@@ -130,7 +128,7 @@ def score_losses(
 
 @dataclass(frozen=True)
 class _Protocol:
-    """How all candidates are trained and scored."""
+    """What all candidates share."""
 
     seed: int
     kind: ScoreKind
@@ -147,7 +145,7 @@ class _Candidate:
     """One loss and its results so far."""
 
     make: LossFactory
-    report: Report | None
+    report: Report
     scores: dict[TaskSpec, Score] = field(default_factory=dict)
     pruned: bool = False
     error: Exception | None = None
@@ -161,6 +159,14 @@ class _Candidate:
     def update_mean(self, *running: float) -> None:
         values = [*(score.value for score in self.scores.values()), *running]
         self.mean_accuracy = math.fsum(values) / len(values)
+
+    def add_report(self, step: int, accuracy: float) -> None:
+        """Report the mean accuracy; an exception ends this candidate and no other."""
+        self.update_mean(accuracy)
+        try:
+            self.report(step, self.mean_accuracy)
+        except Exception as error:
+            self.error = error
 
 
 @dataclass(eq=False)
@@ -240,7 +246,8 @@ def _train_run(
     """Train up to step ``ends[-1]``, and return the tallies of the candidates that came there."""
     candidates, total = [tally.candidate for tally in tallies], ends[-1]
     epochs = total // steps_per_epoch(task)
-    score_at = {*evaluation_steps(task, epochs, protocol.kind), *ends}
+    count = epochs if protocol.kind == "best" else EVALUATIONS
+    score_at = {*spread_over_epochs(task, epochs, count), *ends}
     # The last evaluation of a run ends it, so pruning happens one step before.
     prune_at = {min(step, total - 1) for step in prune_steps if 0 < step <= total}
     check_at = set()
@@ -259,14 +266,13 @@ def _train_run(
     )
     for evaluations in training:
         for index, evaluation in evaluations.items():
-            _report(candidates[index], steps_before + evaluation.step, evaluation.accuracy)
+            candidates[index].add_report(steps_before + evaluation.step, evaluation.accuracy)
         training.stop(index for index in evaluations if candidates[index].error is not None)
         if training.step in check_at:
             threshold = chance_threshold(task.num_classes)
-            near = [i for i in training.alive if evaluations[i].accuracy < threshold]
-            for index in near:
-                tallies[index].stopped_at_chance = True
-            training.stop(near)
+            for index in training.alive:
+                tallies[index].stopped_at_chance = evaluations[index].accuracy < threshold
+            training.stop(i for i in training.alive if tallies[i].stopped_at_chance)
         if training.step in prune_at:
             _prune([candidates[index] for index in training.alive], protocol.population)
             training.stop(index for index in training.alive if candidates[index].pruned)
@@ -278,16 +284,6 @@ def _train_run(
     return [t for t, result in zip(tallies, results, strict=True) if result.complete]
 
 
-def _report(candidate: _Candidate, step: int, accuracy: float) -> None:
-    """Report the mean accuracy; an exception ends this candidate and no other."""
-    candidate.update_mean(accuracy)
-    if candidate.report is not None:
-        try:
-            candidate.report(step, candidate.mean_accuracy)
-        except Exception as error:
-            candidate.error = error
-
-
 def _prune(candidates: Sequence[_Candidate], population: int) -> None:
     for position in worst_third([c.mean_accuracy for c in candidates], population):
         candidates[position].pruned = True
@@ -296,9 +292,3 @@ def _prune(candidates: Sequence[_Candidate], population: int) -> None:
 def run_lengths(recipe: Recipe, horizons: Sequence[float]) -> list[int]:
     """Return the numbers of epochs of the horizons, ascending and without repetition."""
     return sorted({max(1, round(recipe.epochs * h)) for h in horizons})
-
-
-def evaluation_steps(task: Task, epochs: int, kind: ScoreKind) -> list[int]:
-    """Return the steps after which a run is evaluated: ends of epochs, evenly spread."""
-    count = epochs if kind == "best" else min(epochs, EVALUATIONS)
-    return [round(epochs * (i + 1) / count) * steps_per_epoch(task) for i in range(count)]

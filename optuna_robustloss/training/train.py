@@ -29,6 +29,15 @@ def steps_per_epoch(task: Task) -> int:
     return math.ceil(len(task.train) / task.spec.recipe.batch_size)
 
 
+def spread_over_epochs(task: Task, epochs: int, count: int) -> list[int]:
+    """Return ``count`` steps spread evenly over the ends of ``epochs`` epochs, or the end of each.
+
+    The last is the end of the training.
+    """
+    count = min(epochs, count)
+    return [round(epochs * (i + 1) / count) * steps_per_epoch(task) for i in range(count)]
+
+
 def train(
     task: Task,
     criteria: Sequence[nn.Module],
@@ -45,11 +54,10 @@ def train(
 ) -> Training:
     """Start to train one network per loss from scratch, by the task's recipe.
 
-    Nothing is trained before the result is iterated over, or finished: see ``Training``.
-
-    The seed determines initial weights, batch order, augmentation and dropout. All candidates share
-    them and differ in their loss only; their gradients never mix. A candidate's result does not
-    depend on the other candidates, except for rounding, which depends on the backend.
+    Nothing is trained before the result is iterated over, or finished: see ``Training``. The seed
+    determines initial weights, batch order, augmentation and dropout, which all candidates share.
+    Their gradients never mix. A candidate's result does not depend on the other candidates, except
+    for rounding, which depends on the backend.
 
     A loss with an attribute ``progress`` has it set before each step to the share of the steps
     done, from 0 to 1. One with a true ``takes_index`` is also called with the images' indices. One
@@ -60,9 +68,8 @@ def train(
         criteria: K losses ``criterion(logits, labels) → scalar``. Losses with a closed form are
             never called.
         seed: see above.
-        evaluate_on: the images whose accuracy is measured: validation in a search, test in a
-            comparison.
-        evaluate_at: numbers of steps after which accuracies are measured; the last step always is.
+        evaluate_on: the images whose accuracy is measured.
+        evaluate_at: numbers of steps after which it is measured; after the last it always is.
         evaluate_also_on: further images whose accuracy is measured at the same steps.
         epochs: by default the recipe's.
         device: by default CUDA where there is a device.
@@ -117,9 +124,7 @@ class Training:
         self.step = 0
         """Optimiser steps up to the last item."""
         count = len(criteria)
-        self._setup = setup
-        self._evaluate_at = evaluate_at
-        self._network = network
+        self._setup, self._network = setup, network
         self._closed_form = is_closed_form(criteria)  # of all, so that no group differs
         self._backend = backend or fastest_backend(network, setup.task, count, setup.device)
         size = 1
@@ -127,7 +132,7 @@ class Training:
             size = fitting_size(network, setup.task, count, setup.device)
         self._candidates = [Candidate(i, criterion) for i, criterion in enumerate(criteria)]
         self._groups = self._new_groups(self._candidates, size)
-        self._evaluations = self._iterate()
+        self._evaluations = self._iterate(evaluate_at)
 
     def __iter__(self) -> Iterator[Mapping[int, Evaluation]]:
         """Train from one evaluation to the next; a second iteration continues the first."""
@@ -156,8 +161,8 @@ class Training:
             TrainingResult(tuple(c.curve), c.diverged, c.stopped, c.model) for c in self._candidates
         ]
 
-    def _iterate(self) -> Iterator[Mapping[int, Evaluation]]:
-        for until in self._evaluate_at:
+    def _iterate(self, evaluate_at: Sequence[int]) -> Iterator[Mapping[int, Evaluation]]:
+        for until in evaluate_at:
             training = set(self.alive)
             if not training:
                 return
@@ -186,8 +191,7 @@ class Training:
             candidates = group.candidates
             del group  # outside the handler, whose traceback would keep the tensors alive
             gc.collect()  # a group refers to itself
-            if self._setup.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             size = math.ceil(len(candidates) / 2)
             _logger.warning(
                 "%d candidates do not fit into memory together: restarting them %d at a time",

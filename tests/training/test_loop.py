@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.training import loop
-from optuna_robustloss.training.evaluation import evaluate
 from optuna_robustloss.training.train import steps_per_epoch
-from training.tiny import CPU, Loss, digits, same, trained, weights
+from training.tiny import CPU, Loss, digits, evaluate, same, trained, weights
 
 pytestmark = pytest.mark.integration  # trains networks
 
@@ -181,7 +180,7 @@ def test_the_number_of_epochs_may_differ_from_the_recipes():
 def test_the_last_point_is_the_accuracy_of_the_trained_network():
     task = digits(train=800)
     run = trained(task)
-    assert run.curve[-1].accuracy == evaluate(run.model, task.validation, CPU)[0] > 0.5
+    assert run.curve[-1].accuracy == evaluate(run.model, task.validation)[0] > 0.5
 
 
 def test_evaluation_counts_the_right_answers():
@@ -191,14 +190,14 @@ def test_evaluation_counts_the_right_answers():
     for index, image in task.train.images.batches(task.train.index, 1, device=CPU):
         correct += int(model(image).argmax()) == int(task.train.labels[index])
     assert 300 < correct < 1100
-    assert evaluate(model, task.train, CPU) == (correct / 1147, True)
+    assert evaluate(model, task.train) == (correct / 1147, True)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_network_as_it_was(training):
     model = build_model("jocor", num_classes=10, image_shape=(1, 8, 8)).train(training)
     before = [tensor.clone() for tensor in model.state_dict().values()]
-    evaluate(model, digits().validation, CPU)
+    evaluate(model, digits().validation)
     assert same(before, model.state_dict().values())
     assert all(module.training is training for module in model.modules())
 
@@ -215,9 +214,9 @@ def test_evaluation_reports_logits_that_are_not_finite(bad):
             logits[(images == image).all((1, 2, 3)), 3] = bad
             return logits
 
-    assert not evaluate(BadForOneImage(), task.validation, CPU)[1]
+    assert not evaluate(BadForOneImage(), task.validation)[1]
     others = replace(task.validation, index=task.validation.index[:-1])
-    assert evaluate(BadForOneImage(), others, CPU)[1]
+    assert evaluate(BadForOneImage(), others)[1]
 
 
 def test_evaluating_on_no_images_is_an_error():

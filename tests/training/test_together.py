@@ -16,6 +16,7 @@ from training.tiny import (
     CPU,
     SGD,
     Loss,
+    Normalised,
     alike,
     alone,
     bitwise,
@@ -70,8 +71,9 @@ def test_perceptrons_train_together_as_they_do_alone(backend, recipe):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_convolutions_with_batch_norm_train_together_as_they_do_alone(backend):
-    task = digits("digits,jocor", train=64, epochs=1, **SGD | {"weight_decay": 1e-3})
+def test_convolutions_with_batch_norm_train_together_as_they_do_alone(monkeypatch, backend):
+    with_network(monkeypatch, Normalised)
+    task = digits(train=64, epochs=2, **SGD | {"weight_decay": 1e-3})
     runs = together(task, closed()[:2], backend=backend)
     apart = alone(task, closed()[:2], backend="separate")
     for run, own in zip(runs, apart, strict=True):

@@ -10,6 +10,8 @@ from optuna_robustloss.losses import MAE_THETA, MSE_THETA, MAELoss, ScaledLoss, 
 from optuna_robustloss.tasks.prepare import prepare_task
 from optuna_robustloss.tasks.spec import TaskSpec
 from optuna_robustloss.training import networks
+from optuna_robustloss.training.evaluation import accuracies
+from optuna_robustloss.training.population.population import Single
 from optuna_robustloss.training.train import train
 
 CPU = torch.device("cpu")
@@ -78,6 +80,27 @@ def dropping_out():
         *(nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5)),
         nn.Linear(32, 10),
     )
+
+
+class Normalised(nn.Module):
+    """Convolution, statistics, dropout, and a weight that gets no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
+            *(nn.Dropout(0.3), nn.Linear(4 * 36, 10)),
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def evaluate(model, part):
+    """The accuracy of one network, and whether its logits are finite."""
+    values, finite = accuracies(Single(model).train(model.training), part, CPU)
+    return values[0], bool(finite)
 
 
 def alike(first, second, tolerance=1e-4):

@@ -1,8 +1,7 @@
 """Backends that train several networks at once, and the choice of the fastest.
 
-Fusing pays for small networks and on GPUs, where one network alone leaves the device idle; large
-convolutions on a CPU gain nothing. So the backends are timed, once for each network, batch and
-machine.
+Fusing speeds up small networks and GPUs, and no large convolutions on a CPU. So the backends are
+timed, once for each network, batch and machine.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ _known: dict[str, Backend] = {}
 
 
 def _trial_size(count: int) -> int:
-    """Return a power of two, so that a shrinking population is not timed at every size."""
+    """Round down to a power of two, so that a shrinking population is not timed at every size."""
     return 1 << (min(count, _TRIAL_SIZE).bit_length() - 1)
 
 
@@ -146,7 +145,8 @@ def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> 
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         alone = _Trial(task, build("separate", [model]), device)
-        alone.run(3)
+        for _ in range(_TRIAL_STEPS):
+            alone.run()
         if not cuda and alone.best > _LONG_STEP:
             return "separate"
         size = min(_trial_size(count), fitting_size(model, task, count, device))
@@ -154,7 +154,7 @@ def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> 
         for backend in verified_backends(model, task) if size > 1 else []:
             trial = _Trial(task, build(backend, [model] * size), device)
             try:
-                trial.run(1)
+                trial.run()
             except RuntimeError as error:  # of memory, or of what was not verified: autocast, CUDA
                 _logger.warning("%s is left out (%s): %s", task.spec.architecture, backend, error)
             else:
@@ -162,7 +162,7 @@ def _measure(model: nn.Module, task: Task, count: int, device: torch.device) -> 
         start, rounds = perf_counter(), 0
         while rounds < _TRIAL_STEPS or perf_counter() - start < _TRIAL_SECONDS * len(trials):
             for trial in trials.values():
-                trial.run(1)
+                trial.run()
             rounds += 1
     seconds = {backend: trial.best / trial.size for backend, trial in trials.items()}
     fastest = min(seconds, key=lambda backend: seconds[backend])
@@ -193,20 +193,16 @@ class _Trial:
         self._clock = perf_counter if device.type == "cuda" else process_time
         self.best = float("inf")
 
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            start = self._clock()
-            with autocast(self._task.spec.recipe.precision, self._device):
-                logits = self._population(self._images)
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(logits, self._gradient.to(logits.dtype))
-            self._optimizer.step()
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            self.best = min(self.best, self._clock() - start)
-
-
-# The cache on disk
+    def run(self) -> None:
+        start = self._clock()
+        with autocast(self._task.spec.recipe.precision, self._device):
+            logits = self._population(self._images)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(logits, self._gradient.to(logits.dtype))
+        self._optimizer.step()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.best = min(self.best, self._clock() - start)
 
 
 def _cache_file() -> Path:

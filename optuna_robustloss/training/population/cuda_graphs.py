@@ -22,7 +22,7 @@ class Recorder:
     """Runs passes over batches: records the first, and replays it for others of the same shape.
 
     A pass takes images and labels, fills the gradients of the population's parameters and returns
-    a tensor. It must not look at values of the device. After the pattern of "Whole-network
+    a tensor. It must not read values from the device. After the pattern of "Whole-network
     capture" in PyTorch's notes on CUDA semantics: weights, batch and gradients keep their places
     in memory; the optimiser's step is not recorded, since its learning rate may change.
 
@@ -33,9 +33,8 @@ class Recorder:
     """
 
     def __init__(self, run: Pass, population: Population) -> None:
-        self._run = run
-        self._population = population
-        self._gave_up = False
+        self._run, self._population = run, population
+        self._is_recordable = True
         self.forget()
 
     def forget(self) -> None:
@@ -47,7 +46,7 @@ class Recorder:
         """Run the pass; gradients from before are replaced."""
         if self._graph is not None and len(images) > len(self._images):
             self.forget()  # what was recorded is a last, shorter batch
-        if self._graph is None and not self._gave_up:
+        if self._graph is None and self._is_recordable:
             self._try_to_record(images, labels)
         if self._graph is None or images.shape != self._images.shape:  # a last, shorter batch
             self._clear()
@@ -69,7 +68,7 @@ class Recorder:
         try:
             self._record(images, labels)
         except RuntimeError as error:
-            self._gave_up = True
+            self._is_recordable = False
             self.forget()
             _logger.warning("no CUDA graph of this network, it runs kernel by kernel: %s", error)
         # What the passes before have changed is put back: statistics, and the place in the

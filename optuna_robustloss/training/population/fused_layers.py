@@ -102,10 +102,6 @@ class _Linear(_FusedLayer, nn.Linear):
         return self._context.from_stacked(torch.unflatten(y, 1, x.shape[1:-1]))
 
 
-class _TimmLinear(_Linear, TimmLinear):  # type: ignore[misc]
-    pass
-
-
 class _Conv2d(_FusedLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         candidates = self.weight.shape[0]
@@ -135,7 +131,7 @@ class _Conv2d(_FusedLayer, nn.Conv2d):
         return F.pad(x, sides, mode=self.padding_mode)
 
 
-class _Conv2dSame(_Conv2d, Conv2dSame):  # type: ignore[misc]
+class _Conv2dSame(_Conv2d):
     def _padded(self, x: Tensor) -> Tensor:
         padded: Tensor = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
         return padded
@@ -172,14 +168,6 @@ def _flat(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.view(-1)
 
 
-class _BatchNorm1d(_Normalisation, nn.BatchNorm1d):
-    pass
-
-
-class _BatchNorm2d(_Normalisation, nn.BatchNorm2d):
-    pass
-
-
 class _BatchNormAct2d(_Normalisation, BatchNormAct2d):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = self.act(self.drop(super().forward(input)))  # type: ignore[operator]
@@ -193,10 +181,6 @@ class _GroupNorm(_FusedLayer, nn.GroupNorm):
         return self._context.from_channels(
             F.group_norm(x, groups, _flat(self.weight), _flat(self.bias), self.eps)
         )
-
-
-class _TimmGroupNorm(_GroupNorm, TimmGroupNorm):  # type: ignore[misc]
-    pass
 
 
 class _LayerNorm(_FusedLayer, nn.LayerNorm):
@@ -222,17 +206,9 @@ class _LayerNorm(_FusedLayer, nn.LayerNorm):
         return scaled.to(y.dtype)
 
 
-class _LayerNorm2d(_LayerNorm, LayerNorm2d):  # type: ignore[misc]
+class _LayerNorm2d(_LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class _TimmLayerNorm(_LayerNorm, TimmLayerNorm):  # type: ignore[misc]
-    pass
-
-
-class _TimmLayerNorm2d(_LayerNorm2d, TimmLayerNorm2d):  # type: ignore[misc]
-    pass
 
 
 class _Noise(_FusedLayer):
@@ -259,39 +235,31 @@ class _Noise(_FusedLayer):
         return y
 
 
-class _Dropout(_Noise, nn.Dropout):
-    pass
-
-
-class _Dropout2d(_Noise, nn.Dropout2d):
-    pass
-
-
-class _DropPath(_Noise, DropPath):  # type: ignore[misc]
+class _NoiseOfRows(_Noise):
     _one_draw_per_row = True
 
 
-class _StochasticDepth(_Noise, StochasticDepth):  # type: ignore[misc]
-    _one_draw_per_row = True
-
-
-#: By the exact type of the plain layer: a subclass may compute something else.
-FUSED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+_FUSED_FORWARD: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
-    TimmLinear: _TimmLinear,
+    TimmLinear: _Linear,
     nn.Conv2d: _Conv2d,
     Conv2dSame: _Conv2dSame,
-    nn.BatchNorm1d: _BatchNorm1d,
-    nn.BatchNorm2d: _BatchNorm2d,
+    nn.BatchNorm1d: _Normalisation,
+    nn.BatchNorm2d: _Normalisation,
     BatchNormAct2d: _BatchNormAct2d,
     nn.GroupNorm: _GroupNorm,
-    TimmGroupNorm: _TimmGroupNorm,
+    TimmGroupNorm: _GroupNorm,
     nn.LayerNorm: _LayerNorm,
     LayerNorm2d: _LayerNorm2d,
-    TimmLayerNorm: _TimmLayerNorm,
-    TimmLayerNorm2d: _TimmLayerNorm2d,
-    nn.Dropout: _Dropout,
-    nn.Dropout2d: _Dropout2d,
-    DropPath: _DropPath,
-    StochasticDepth: _StochasticDepth,
+    TimmLayerNorm: _LayerNorm,
+    TimmLayerNorm2d: _LayerNorm2d,
+    nn.Dropout: _Noise,
+    nn.Dropout2d: _Noise,
+    DropPath: _NoiseOfRows,
+    StochasticDepth: _NoiseOfRows,
+}
+#: By the exact type of the plain layer: a subclass may compute something else.
+FUSED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    plain: type(f"Fused{plain.__name__}", (fused, plain), {})
+    for plain, fused in _FUSED_FORWARD.items()
 }

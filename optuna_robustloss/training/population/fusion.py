@@ -28,8 +28,7 @@ class Fused(Population):
     All candidates share the dropout masks, which are those of one plain network.
 
     Args:
-        networks: K networks with the same structure; they are copied. The same one may come
-            several times.
+        networks: K networks with the same structure, or one several times; they are copied.
         layout: ``"channels"`` lays activations out as ``(N, K·C, H, W)``, for convolutional
             networks; ``"batch"`` as ``(K·N, ...)``, for all others, including those whose own
             code mixes channels.
@@ -42,8 +41,6 @@ class Fused(Population):
 
     def __init__(self, networks: Sequence[nn.Module], layout: Layout) -> None:
         super().__init__()
-        if layout not in ("channels", "batch"):
-            raise ValueError(f"layout must be 'channels' or 'batch', got {layout!r}")
         check_alike(networks)
         # In a tuple, so that it is none of this module's children.
         self._template = (copy.deepcopy(networks[0]),)
@@ -58,7 +55,7 @@ class Fused(Population):
             raise NotFusableError(f"{type(networks[0]).__name__} has no parameters")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(K, N, C)`` of every candidate for ``images (N, ch, H, W)``."""
+        """See ``Population``."""
         if self._channels_last:  # the layers go on with the format of the images
             images = images.to(memory_format=torch.channels_last)
         context = self._context
@@ -71,7 +68,7 @@ class Fused(Population):
         return torch.unflatten(logits, 1, (context.size, -1)).transpose(0, 1)
 
     def network(self, index: int) -> nn.Module:
-        """Return a plain network with a copy of candidate ``index``'s weights and buffers."""
+        """See ``Population``."""
         return plain_copy(self._template[0], self.model, index, training=self.training)
 
 
@@ -112,7 +109,11 @@ def _fused(networks: Sequence[nn.Module], context: FusionContext) -> nn.Module:
         fused_class = FUSED_LAYERS.get(type(module))
         own = [*module._parameters.values(), *module._buffers.values()]
         if fused_class is None and any(tensor is not None for tensor in own):
-            raise NotFusableError(_unknown(path, module))
+            known = ", ".join(sorted({layer.__name__ for layer in FUSED_LAYERS}))
+            raise NotFusableError(
+                f"{_named(path, module)} has {', '.join([*module._parameters, *module._buffers])} "
+                f"of its own and is no layer that can be fused: {known}"
+            )
         if fused_class is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:
@@ -134,15 +135,6 @@ def _fused(networks: Sequence[nn.Module], context: FusionContext) -> nn.Module:
 def _named(path: str, module: nn.Module) -> str:
     where = repr(path) if path else "the network itself"
     return f"{where} ({type(module).__module__}.{type(module).__qualname__})"
-
-
-def _unknown(path: str, module: nn.Module) -> str:
-    own = [*module._parameters, *module._buffers]
-    known = ", ".join(sorted({layer.__name__ for layer in FUSED_LAYERS}))
-    return (
-        f"{_named(path, module)} has {', '.join(own)} of its own and is no layer that can be "
-        f"fused: {known}"
-    )
 
 
 class _CandidatewiseCat(TorchFunctionMode):
@@ -170,17 +162,17 @@ def _cat_arguments(
     return tensors, dim if axis is None else axis
 
 
+#: Relative, in double precision; wrong populations deviate by more than .01.
+_TOLERANCE = 1e-8
+
+
 def verify(
-    build: Callable[[Sequence[nn.Module]], Population],
-    network: nn.Module,
-    images: Tensor,
-    *,
-    tolerance: float = 1e-8,
+    build: Callable[[Sequence[nn.Module]], Population], network: nn.Module, images: Tensor
 ) -> None:
     """Check on a small population that ``build`` computes what its networks compute.
 
     Three copies of ``network``, each with other weights, are compared in double precision on the
-    first four of ``images (N, ch, H, W)``, see ``deviation``. The arguments are not changed.
+    first four of ``images (N, ch, H, W)``. The arguments are not changed.
 
     Raises:
         NotFusableError: the results differ, or the population fails.
@@ -193,15 +185,15 @@ def verify(
             copies = [_perturbed(network) for _ in range(3)]
             inputs = images[:4].detach().to("cpu", torch.float64)
             inputs = inputs + 0.1 * torch.randn_like(inputs)
-        found = _deviation(build(copies), copies, inputs, seed=0)
+        found = _deviation(build(copies), copies, inputs)
     except NotFusableError:
         raise
     except Exception as error:  # whatever the network's own code raises first
         raise NotFusableError(f"{name} does not run as a population: {error}") from error
-    if not found <= tolerance:
+    if not found <= _TOLERANCE:
         raise NotFusableError(
             f"{name} as a population computes something else than its networks: they deviate by "
-            f"{found:.2g}, allowed is {tolerance:.2g}"
+            f"{found:.2g}, allowed is {_TOLERANCE:.2g}"
         )
 
 
@@ -220,28 +212,17 @@ def _perturbed(network: nn.Module) -> nn.Module:
     return other
 
 
-def deviation(
-    population: Population, networks: Sequence[nn.Module], images: Tensor, *, seed: int = 0
-) -> float:
+def _deviation(population: Population, networks: Sequence[nn.Module], images: Tensor) -> float:
     """Return the largest relative deviation of a just-built population from its plain networks.
 
     From the same state of the global generator it compares logits in training mode, the gradients
     of all parameters for random gradients of the logits, parameters and buffers after that, and
-    logits in evaluation mode. In double precision correct populations deviate by less than 1e-8,
-    wrong ones by more than .01. Neither the arguments nor the global generators change.
+    logits in evaluation mode. Gradients and statistics of the arguments change.
     """
-    own = [copy.deepcopy(network) for network in networks]  # each its own, if one repeats
-    return _deviation(copy.deepcopy(population), own, images, seed)
-
-
-def _deviation(
-    population: Population, networks: Sequence[nn.Module], images: Tensor, seed: int
-) -> float:
-    """Compute ``deviation``; gradients and statistics of the arguments change."""
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with torch.random.fork_rng(devices=[]):
 
         def logits(model: nn.Module, training: bool) -> Tensor:
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             out: Tensor = model.train(training)(images)
             return out
 
@@ -249,7 +230,7 @@ def _deviation(
         theirs = torch.stack([logits(network, True) for network in networks])
         if mine.shape != theirs.shape:
             return float("inf")
-        gradient = torch.randn(theirs.shape, dtype=theirs.dtype).to(theirs.device)
+        gradient = torch.randn(theirs.shape, dtype=theirs.dtype)
         torch.autograd.backward(mine, gradient)
         torch.autograd.backward(theirs, gradient)
         with torch.no_grad():

@@ -65,19 +65,10 @@ class Single(Population):
 
     def network(self, index: int) -> nn.Module:
         """Return the network itself."""
-        if index != 0:
-            raise IndexError(f"one network has no candidate {index}")
         return self.model
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Accept ``[0]`` only.
-
-        Raises:
-            IndexError: ``indices`` is anything else.
-
-        """
-        if list(indices) != [0]:
-            raise IndexError(f"one network has no candidates {list(indices)}")
+        """Do nothing: one network does not shrink."""
 
 
 def _rows(tensor: Tensor, indices: Sequence[int]) -> Tensor:

@@ -20,8 +20,7 @@ class Vmapped(Population):
     in single precision, so the logits are in single precision.
 
     Args:
-        networks: K networks with the same structure; they are copied. The same one may come
-            several times.
+        networks: K networks with the same structure, or one several times; they are copied.
 
     Raises:
         ValueError: there are no networks, or their structures differ.
@@ -43,7 +42,7 @@ class Vmapped(Population):
             self.register_buffer(f"buffer{index}", tensor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(K, N, C)`` of every candidate for ``images (N, ch, H, W)``."""
+        """See ``Population``."""
         template = self._template[0].train(self.training)
 
         def logits(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
@@ -57,5 +56,5 @@ class Vmapped(Population):
         return all_logits
 
     def network(self, index: int) -> nn.Module:
-        """Return a plain network with a copy of candidate ``index``'s weights and buffers."""
+        """See ``Population``."""
         return plain_copy(self._template[0], self, index, training=self.training)

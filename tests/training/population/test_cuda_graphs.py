@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from optuna_robustloss.training import train as train_module
 from optuna_robustloss.training.loop import Group
@@ -14,6 +13,7 @@ from optuna_robustloss.training.population.cuda_graphs import _WARM_UP, Recorder
 from training.tiny import (
     ADAM,
     SGD,
+    Normalised,
     alike,
     bitwise,
     closed,
@@ -27,24 +27,6 @@ from training.tiny import (
 pytestmark = pytest.mark.integration  # trains networks
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def normalised():
-    """Statistics, dropout, and a weight that gets no gradient."""
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unused = nn.Linear(3, 3)
-            self.layers = nn.Sequential(
-                *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3)),
-                *(nn.Flatten(), nn.Linear(4 * 36, 10)),
-            )
-
-        def forward(self, images):
-            return self.layers(images)
-
-    return Network()
 
 
 class FakeGraph:
@@ -118,7 +100,7 @@ def usual_and(monkeypatch, *args, **options):
     return usual, together(*args, **options)
 
 
-@pytest.mark.parametrize("make", [normalised, dropping_out])
+@pytest.mark.parametrize("make", [Normalised, dropping_out])
 @pytest.mark.parametrize("recipe", [SGD | {"clip_grad_norm": 0.5}, ADAM], ids=["sgd", "adam"])
 def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
     with_network(monkeypatch, make)
@@ -130,7 +112,7 @@ def test_recorded_passes_train_as_plain_ones(faked, monkeypatch, make, recipe):
 
 
 def test_a_graph_ends_with_its_candidates(faked, monkeypatch):
-    with_network(monkeypatch, normalised)
+    with_network(monkeypatch, Normalised)
     options = {"backend": "batch", "stop": {2: [0], 6: [1]}}
     usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), **options)
     assert all(map(bitwise, runs, usual))
@@ -147,7 +129,7 @@ def test_a_recording_of_a_short_batch_gives_way_to_one_of_a_full(faked, monkeypa
 
 
 def test_a_network_that_cannot_be_recorded_runs_kernel_by_kernel(faked, monkeypatch, caplog):
-    with_network(monkeypatch, normalised)
+    with_network(monkeypatch, Normalised)
     faked.failing = True
     with caplog.at_level(logging.WARNING):
         usual, runs = usual_and(monkeypatch, digits(**ADAM), closed(), backend="batch")
@@ -161,7 +143,7 @@ def test_a_network_that_cannot_be_recorded_runs_kernel_by_kernel(faked, monkeypa
 @pytest.mark.usefixtures("faked")
 def test_warming_up_leaves_statistics_and_random_numbers():
     torch.manual_seed(0)
-    model = normalised()
+    model = Normalised()
     calls = []
 
     def run(images, labels):
@@ -178,7 +160,7 @@ def test_warming_up_leaves_statistics_and_random_numbers():
     assert len(calls) == _WARM_UP + 1 + 1
     after = torch.get_rng_state()
     torch.set_rng_state(state)
-    plain = normalised()
+    plain = Normalised()
     plain.load_state_dict(
         {k: v for k, v in model.state_dict().items() if "running" not in k and "num_" not in k},
         strict=False,
@@ -211,7 +193,7 @@ def test_on_cuda_a_population_trains_as_on_the_cpu(backend, network):
 
 
 @on_cuda
-@pytest.mark.parametrize("make", [normalised, dropping_out])
+@pytest.mark.parametrize("make", [Normalised, dropping_out])
 def test_on_cuda_graphs_give_what_plain_passes_give(monkeypatch, make):
     with_network(monkeypatch, make)
     options = {"backend": "batch", "stop": {3: [0]}, **CUDA}
