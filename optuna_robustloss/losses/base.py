@@ -32,16 +32,23 @@ class ClassificationLoss(nn.Module, ABC):
     """A drop-in replacement for ``nn.CrossEntropyLoss``, given the loss of one sample.
 
     A subclass gives the loss of each sample, ``per_sample``; layouts, ``ignore_index``, class
-    weights and reduction are handled here. Half precision is computed in float32.
+    weights and reduction are handled here.
+
+    The result has the dtype of the logits, but float32 for half precision, in which nothing is
+    computed. Derivatives of any order, ``torch.func`` and ``torch.compile(fullgraph=True)`` work
+    unless the subclass says otherwise. A class whose logit is −∞ has the probability 0, and
+    0 · log 0 is 0: where no label is masked, value and gradient are finite.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, over samples.
         ignore_index: class index whose samples do not count (class-index targets only).
-        weight: ``(C,)`` weight of each class; for probability targets a sample weighs
-            Σ_c weight_c·y_c.
+        weight: ``(C,)`` weight of each class. For probability targets, as in
+            ``F.cross_entropy``, weight_c multiplies the term of y_c, and a mean divides by the
+            number of samples; what is not linear in y is multiplied by Σ_c weight_c·y_c instead.
 
     Raises:
-        ValueError: an unknown ``reduction``; in ``forward``, shapes that do not fit.
+        ValueError: an unknown ``reduction``; in ``forward``, shapes that do not fit, or a dtype
+            that is not allowed.
         IndexError: in ``forward``, a label outside 0 … C−1 (on CUDA a device-side assertion).
 
     """
@@ -71,31 +78,47 @@ class ClassificationLoss(nn.Module, ABC):
 
         """
 
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor | None:
+        """Return the part of ``per_sample`` that is Σ_k y_k·ℓ_k; None: there is none.
+
+        Class weights of probability targets reach its terms class by class.
+        """
+        return None
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss: a scalar, or per sample with ``reduction="none"``.
 
         Args:
-            logits: ``(..., C)``, or ``(N, C, d1, ...)`` as in ``F.cross_entropy``.
-            target: class indices, shaped as ``logits`` without its classes; or class
-                probabilities, shaped as ``logits``.
+            logits: ``(..., C)``, or ``(N, C, d1, ...)`` as in ``F.cross_entropy``; floating point.
+            target: class indices of any integer dtype, shaped as ``logits`` without its classes;
+                or class probabilities, float16 to float64, shaped as ``logits``.
 
         """
         rows, target, ignored = self.prepare(logits, target)
-        return self.reduce(self.per_sample(rows, target), target, ignored)
+        losses = self.per_sample(rows, target)
+        if self.weight is None or not target.is_floating_point():
+            return self.reduce(losses, target, ignored)
+        weight = self.weight.to(losses.dtype)
+        of_sample = (weight * target).sum(-1)
+        losses = losses * of_sample
+        linear = self.linear_part(rows, (weight - of_sample.unsqueeze(-1)) * target)
+        return reduce_samples(losses if linear is None else losses + linear, target, self.reduction)
 
     def prepare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Bring both into the form that ``per_sample`` takes.
 
         Returns:
-            logits with the classes last in float32 or wider, the target with a valid class in
-            place of ``ignore_index``, and the mask of the ignored samples (None: there are none).
+            logits with the classes last in float32 or wider; the target as int64 with a valid
+            class in place of ``ignore_index``, or as probabilities of the logits' dtype; and the
+            mask of the ignored samples (None: there are none).
 
         """
         rows, target = class_last(logits, target)
-        ignored = None
-        if not target.is_floating_point():
-            target, ignored = split_ignored(target, self.ignore_index)
-        return full_precision(rows), target, ignored
+        rows, ignored = full_precision(rows), None
+        if target.is_floating_point():
+            return rows, target.to(rows.dtype), None
+        target, ignored = split_ignored(target, self.ignore_index)
+        return rows, target, ignored
 
     def reduce(self, losses: Tensor, target: Tensor, ignored: Tensor | None) -> Tensor:
         """Weight, mask and reduce per-sample ``losses (...)``."""
@@ -120,19 +143,52 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: ``nn.CrossEntropyLoss`` takes uint8 and int64.
+_INTEGERS = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+
+
+def _spell(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_dtypes(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the target, class indices as int64.
+
+    Raises:
+        ValueError: a dtype that is not allowed.
+
+    """
+    if logits.dtype not in _FLOATS:
+        raise ValueError(
+            f"logits must be floating point, got {logits.dtype}; allowed: {_spell(_FLOATS)}"
+        )
+    if target.dtype in _INTEGERS:
+        return target.long()
+    if target.dtype in _FLOATS:
+        return target
+    raise ValueError(
+        f"the target must hold class indices ({_spell(_INTEGERS)}) or class probabilities "
+        f"({_spell(_FLOATS)}), got {target.dtype}"
+    )
+
+
 def class_last(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Move the class dimension of ``logits`` (and of probability targets) to the end.
 
     ``logits`` may be ``(..., C)``, or ``(N, C, d1, ...)`` as in ``F.cross_entropy``; the shape of
     an integer ``target`` tells which, and where both would fit, ``F.cross_entropy``'s order holds.
     Probability targets have the shape of the logits and follow ``F.cross_entropy``'s order.
+    Class indices become int64.
 
     Raises:
-        ValueError: the two shapes do not fit.
+        ValueError: the two shapes do not fit, or a dtype is not allowed.
 
     """
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    target = check_dtypes(logits, target)
     if logits.ndim == 0:
         raise ValueError("logits must have a class dimension, got a scalar")
     if target.is_floating_point():
@@ -250,9 +306,9 @@ def check_positive(**values: float) -> None:
 
 
 def expectation(values: Tensor, target: Tensor) -> Tensor:
-    """Σ_k y_k·values_k of ``values (..., C)``: those at the labels where y is one-hot."""
+    """Σ_k y_k·values_k of ``values (..., C)`` with 0 · ∞ = 0: those at the labels of indices."""
     if target.is_floating_point():
-        return (target * values).sum(-1)
+        return (target * values.masked_fill((target == 0) & (values == -math.inf), 0.0)).sum(-1)
     return at_label(values, target)
 
 

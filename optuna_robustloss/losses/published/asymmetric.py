@@ -38,6 +38,8 @@ class AGCELoss(ClassificationLoss):
         """Zero at ŷ_t = 1."""
         return asymmetric_gce(logits, target, self.a, self.q)
 
+    linear_part = per_sample
+
 
 class NCEandAGCELoss(ActivePassiveLoss):
     """α·NCE + β·AGCE: Zhou et al. (ICML 2021).
@@ -67,3 +69,5 @@ class NCEandAGCELoss(ActivePassiveLoss):
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:
         """AGCE."""
         return asymmetric_gce(logits, target, self.a, self.q)
+
+    linear_part = ActivePassiveLoss.per_sample

@@ -14,6 +14,7 @@ from ..base import (
     at_label,
     check_reduction,
     class_last,
+    cross_entropy,
     expectation,
     full_precision,
 )
@@ -65,13 +66,18 @@ class BootstrapLoss(ClassificationLoss):
             + (1 - self.beta) * expectation(log_probability, prediction)
         )
 
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor:
+        """β·CE with the label."""
+        return self.beta * cross_entropy(logits, target)
+
 
 class LabelSmoothingLoss(nn.CrossEntropyLoss):
     """Cross-entropy against (1 − α) y + α/C: Szegedy et al. (CVPR 2016), Sec. 7, with α = .1.
 
     ``nn.CrossEntropyLoss(label_smoothing=alpha)``, reduction and weights included (a class weight
     goes to that class's term of the smoothed label), which also takes classes-last logits and
-    computes half precision in float32.
+    other integer dtypes, and computes half precision in float32. A class whose logit is −∞ makes
+    it infinite, as its part of the label does in PyTorch.
 
     Raises:
         ValueError: α is not in [0, 1], or an unknown reduction.
@@ -164,6 +170,8 @@ class ForwardCorrectionLoss(ClassificationLoss):
         rows = (*target.shape, classes)
         of_label = at_label(log_noise.expand(*rows, classes), target.unsqueeze(-1).expand(rows))
         return -(log_probability + of_label).logsumexp(-1)
+
+    linear_part = per_sample
 
     def extra_repr(self) -> str:
         """Print C."""

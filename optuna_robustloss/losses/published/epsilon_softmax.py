@@ -72,8 +72,11 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """α·CE_ε + β·MAE."""
+        return self.beta * absolute_error(logits, target) + self.linear_part(logits, target)
+
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor:
+        """α·CE_ε."""
         log_probability = log_epsilon_softmax(logits, self.m)
         if self.p_min > 0:
             log_probability = log_probability.clamp_min(math.log(self.p_min))
-        error = absolute_error(logits, target)
-        return self.beta * error - self.alpha * expectation(log_probability, target)
+        return -self.alpha * expectation(log_probability, target)

@@ -62,6 +62,8 @@ class GCELoss(ClassificationLoss):
             return (target * -(self.q * log_probability).expm1()).sum(-1) / self.q
         return -(self.q * at_label(log_probability, target)).expm1() / self.q
 
+    linear_part = per_sample
+
 
 class SCELoss(ClassificationLoss):
     """Symmetric cross-entropy α·CE + β·RCE: Wang et al. (ICCV 2019), Eq. 7.
@@ -92,4 +94,8 @@ class SCELoss(ClassificationLoss):
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """α·CE + β·RCE."""
         reverse = reverse_cross_entropy(logits, target, self.A)
-        return self.alpha * cross_entropy(logits, target) + self.beta * reverse
+        return self.linear_part(logits, target) + self.beta * reverse
+
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor:
+        """α·CE."""
+        return self.alpha * cross_entropy(logits, target)

@@ -21,9 +21,13 @@ from ..base import (
 
 
 def normalized_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Log ŷ_t / Σ_j log ŷ_j, in [0, 1]; the sum over all labels t is 1."""
+    """Log ŷ_t / Σ_j log ŷ_j, in [0, 1]; the sum over all labels t is 1.
+
+    Classes of probability 0 do not enter the sum over j, which would be infinite.
+    """
     log_probability = logits.log_softmax(-1)
-    return expectation(log_probability, target) / log_probability.sum(-1)
+    total = log_probability.masked_fill(log_probability == -math.inf, 0.0).sum(-1)
+    return expectation(log_probability, target) / total
 
 
 def normalized_negative_cross_entropy(logits: Tensor, target: Tensor, p_min: float) -> Tensor:
@@ -36,7 +40,8 @@ class NCELoss(ClassificationLoss):
     """Normalised cross-entropy log ŷ_t / Σ_j log ŷ_j: Ma et al. (ICML 2020), Sec. 3.
 
     Robust, but slow to fit on its own: see ``NCEandRCELoss``. Probability targets weigh the
-    labels' losses. Options are those of ``nn.CrossEntropyLoss``.
+    labels' losses. Options are those of ``nn.CrossEntropyLoss``. Classes whose logits are −∞ do
+    not enter the sum over j, here and in the losses below: the loss is that of the other classes.
 
     >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
@@ -48,6 +53,8 @@ class NCELoss(ClassificationLoss):
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy over its sum over the labels."""
         return normalized_cross_entropy(logits, target)
+
+    linear_part = per_sample
 
 
 class ActivePassiveLoss(ClassificationLoss):
@@ -71,6 +78,10 @@ class ActivePassiveLoss(ClassificationLoss):
         """α·NCE + β·passive loss."""
         active = normalized_cross_entropy(logits, target)
         return self.alpha * active + self.beta * self.passive(logits, target)
+
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor:
+        """α·NCE."""
+        return self.alpha * normalized_cross_entropy(logits, target)
 
 
 class NCEandMAELoss(ActivePassiveLoss):
@@ -171,6 +182,8 @@ class ANLCELoss(ActivePassiveLoss):
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:
         """NNCE."""
         return normalized_negative_cross_entropy(logits, target, self.p_min)
+
+    linear_part = ActivePassiveLoss.per_sample
 
     def regularizer(self, parameters: Iterable[Tensor]) -> Tensor:
         """δ Σ|w|, to be added to the loss: ``loss + criterion.regularizer(net.parameters())``."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from ..base import at_label
@@ -22,7 +23,9 @@ def hard_taylor(
     """Return the losses ``(...)`` of ``logits (..., C)`` and labels by the fastest function."""
     p0, label_delta = p0.to(logits.dtype), label_delta.to(logits.dtype)
     loss: Tensor
-    if p0.ndim == 1 and not (p0.requires_grad or label_delta.requires_grad or _transformed()):
+    if _transformed():
+        return HardTaylor.forward(softmax(logits), target, p0, label_delta, log)
+    if p0.ndim == 1 and not (p0.requires_grad or label_delta.requires_grad):
         if torch.compiler.is_compiling():
             if not log:
                 loss = CompiledTaylor.apply(logits, target, p0, label_delta)
@@ -35,9 +38,9 @@ def hard_taylor(
 
 
 def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` is active: only ``HardTaylor`` has rules for those."""
+    """Whether ``torch.func`` or forward mode is active, for which plain operations have rules."""
     active: bool = torch._C._are_functorch_transforms_active()
-    return active
+    return active or forward_ad._current_level >= 0
 
 
 class EagerTaylor(torch.autograd.Function):

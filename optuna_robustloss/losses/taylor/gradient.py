@@ -86,8 +86,6 @@ class HardTaylor(torch.autograd.Function):
     of differentiable operations, so that double backward works.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         probability: Tensor, target: Tensor, p0: Tensor, label_delta: Tensor, log: bool

@@ -16,9 +16,11 @@ from ..base import (
     ClassificationLoss,
     Reduction,
     TaskOptions,
+    check_dtypes,
     check_factors,
     check_reduction,
     class_last,
+    cross_entropy,
     expectation,
     full_precision,
     reduce_samples,
@@ -97,7 +99,7 @@ def taylor_loss(
     if coefficients.ndim == 2:
         rows, target = class_last(logits, target)
         return reduce_samples(_per_sample(rows, target, coefficients, variable), target, reduction)
-    target = _expand_population(logits, target, coefficients)
+    target = _expand_population(logits, check_dtypes(logits, target), coefficients)
     losses = _per_sample(logits, target, coefficients, variable)
     if reduction == "none":
         return losses
@@ -234,6 +236,11 @@ class TaylorLoss(ClassificationLoss):
         if log_probability is not None:
             losses = losses - self.cross_entropy_weight * expectation(log_probability, target)
         return losses
+
+    def linear_part(self, logits: Tensor, target: Tensor) -> Tensor | None:
+        """α · cross-entropy."""
+        alpha = self.cross_entropy_weight
+        return alpha * cross_entropy(logits, target) if alpha else None
 
     def closed_form(self) -> ClosedForm | None:
         """Return the gradient in closed form; None with class weights or another reduction."""
