@@ -17,7 +17,14 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="optuna-robustloss-")
 sys.path.append(str(Path(__file__).parents[1]))
 
 #: A test module that imports one of these uses real servers, networks, browsers or processes.
-OUTSIDE = {"subprocess", "multiprocessing", "support.chaos", "support.netns", "support.postgres"}
+OUTSIDE = {
+    "subprocess",
+    "multiprocessing",
+    "torch.multiprocessing",
+    "support.chaos",
+    "support.netns",
+    "support.postgres",
+}
 
 
 @functools.cache

@@ -97,6 +97,14 @@ def late_share(progress: float, switch: float, width: float) -> float:
     return min(max(round(since / width, 9), 0.0), 1.0)
 
 
+def late_shares(progress: Tensor, switch: float, width: float) -> Tensor:
+    """Return ``late_share`` of each number in a tensor, for compiled graphs."""
+    since = (progress - switch).round(decimals=12)
+    if width == 0:
+        return (since >= 0).to(since)
+    return (since / width).round(decimals=9).clamp(0, 1)
+
+
 def stack_gradients(
     forms: Sequence[TaylorForm], device: torch.device | str = "cpu"
 ) -> TaylorGradient:

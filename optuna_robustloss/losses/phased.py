@@ -7,30 +7,15 @@ it is replaced in time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .closed_form import ClosedForm, closed_form, late_share
+from .closed_form import ClosedForm, closed_form, late_share, late_shares
 
 #: Default share of the steps that the change takes.
 DEFAULT_WIDTH = 0.04
-
-
-def _outside_graphs(method: Callable[[PhasedLoss], float]) -> Callable[[PhasedLoss], float]:
-    """Apply ``torch.compiler.disable``, but at the first call: it imports ``torch._dynamo``."""
-    disabled: list[Callable[[PhasedLoss], float]] = []
-
-    @wraps(method)
-    def call(loss: PhasedLoss) -> float:
-        if not disabled:
-            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
-        return disabled[0](loss)
-
-    return call
 
 
 class PhasedLoss(nn.Module):
@@ -39,11 +24,15 @@ class PhasedLoss(nn.Module):
     Up to ``switch`` it is ``early``, from ``switch + width`` on ``late``, between them a blend
     whose weight grows linearly with the steps. In evaluation mode it is ``late``.
 
-    What counts is the share of the steps that are done before a step. By default the loss counts
-    its calls in training mode, one a step, in the buffer ``steps``: a ``state_dict`` resumes where
-    it was. A training loop that calls it more or less often than once a step sets the attribute
-    ``progress`` before each, to a share from 0 to 1, and nothing is counted; so does this
-    package's own loop. None, the default, goes back to counting.
+    The moment is the share of the steps done before a step. By default the loss counts its calls
+    in training mode with gradients enabled in the int64 buffer ``steps``, from which a
+    ``state_dict`` resumes. A loop that calls it more or less often than once a step sets the
+    attribute ``progress`` before each call, to a share from 0 to 1, and nothing is counted; so does
+    this package's own loop. None, the default, goes back to counting. With gradient accumulation,
+    either ``total_steps`` is the number of backward passes, or the loop sets ``progress``.
+
+    Works under ``torch.compile(fullgraph=True)``; the graph computes both parts at every step,
+    where eager mode skips a part that weighs 0.
 
     The attributes of both parts that a training loop reads are passed on, as by ``ScaledLoss``:
     ``takes_index``, and ``l1`` blended with the weights of the last step.
@@ -106,8 +95,8 @@ class PhasedLoss(nn.Module):
         self.total_steps = total_steps
         self.provenance: dict[str, Any] = {}  # set by ``load_loss``
         self.reduction = reductions[1]
-        self._progress: float | None = None
-        self._weight = late_share(0.0, self.switch, self.width)
+        self._progress: Tensor | None = None
+        self._weight: float | Tensor = late_share(0.0, self.switch, self.width)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     @classmethod
@@ -160,13 +149,14 @@ class PhasedLoss(nn.Module):
     @property
     def progress(self) -> float | None:
         """Share of the steps that are done, as it was set; None: the loss counts by itself."""
-        return self._progress
+        return None if self._progress is None else float(self._progress)
 
     @progress.setter
     def progress(self, value: float | None) -> None:
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"progress is a share of the steps from 0 to 1, or None, got {value}")
-        self._progress = value
+        # A tensor: a compiled graph would be specialised to a number.
+        self._progress = None if value is None else torch.tensor(value, dtype=torch.float64)
 
     @property
     def takes_index(self) -> bool:
@@ -177,38 +167,42 @@ class PhasedLoss(nn.Module):
     def l1(self) -> float:
         """Weight of the L1 norm of the network's parameters, at the last step."""
         early, late = (float(getattr(part, "l1", 0.0)) for part in (self.early, self.late))
-        return (1 - self._weight) * early + self._weight * late
+        weight = float(self._weight)
+        return (1 - weight) * early + weight * late
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PhasedLoss:
-        """Move the parts; the count stays on the CPU, where reading it waits for no device."""
-        steps = self.steps
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.steps = steps
-        return self
+    def reset(self) -> None:
+        """Count from 0, as before a training."""
+        self.steps.zero_()
 
-    @_outside_graphs  # a plain number, another each step
-    def _advance(self) -> float:
-        """Return the weight of the late loss at this step, and count it."""
-        progress = self._progress
-        if progress is None:
-            progress = self._count()
-        self._weight = late_share(progress, self.switch, self.width)
-        return self._weight
-
-    def _count(self) -> float:
-        """Return the share of the steps that are done, one more from now on."""
-        if self.total_steps is None:
+    def _late_weight(self) -> float | Tensor:
+        """Return the weight of the late loss at this call, and count it; a Tensor in a graph."""
+        in_graph = torch.compiler.is_compiling()
+        done: float | Tensor
+        if self._progress is not None:
+            done = self._progress if in_graph else float(self._progress)
+        elif self.total_steps is None:
             raise RuntimeError(
-                "a PhasedLoss has to know how far the training is: build it with total_steps, or "
+                "PhasedLoss has neither total_steps nor progress: build it with total_steps, or "
                 "set its progress (0 to 1) before each step"
             )
-        done = int(self.steps) / self.total_steps
-        self.steps += 1
-        return done
+        else:
+            done = (self.steps.double() if in_graph else int(self.steps)) / self.total_steps
+            if torch.is_grad_enabled():  # not in evaluation
+                self.steps += 1
+        if isinstance(done, Tensor):
+            return late_shares(done, self.switch, self.width)
+        return late_share(done, self.switch, self.width)
 
     def forward(self, logits: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
         """Return the loss of this moment; only one part is computed where the other weighs 0."""
-        weight = self._advance() if self.training else 1.0
+        weight: float | Tensor = 1.0
+        if self.training:
+            weight = self._weight = self._late_weight()
+        if isinstance(weight, Tensor):
+            early, late = (_call(part, logits, target, rest) for part in (self.early, self.late))
+            blend = torch.lerp(early, late, weight.to(late))
+            # A part that weighs 0 may be infinite.
+            return torch.where(weight == 0, early, torch.where(weight == 1, late, blend))
         if weight == 0:
             return _call(self.early, logits, target, rest)
         late = _call(self.late, logits, target, rest)

@@ -138,10 +138,11 @@ def is_closed_form(criteria: Sequence[nn.Module]) -> bool:
 def loss_gradients(
     criteria: Sequence[nn.Module], num_classes: int, device: torch.device, *, without_autograd: bool
 ) -> LossGradients:
-    """Return the gradients of K losses.
+    """Return the gradients of K losses for a training that begins.
 
     Args:
-        criteria: the losses.
+        criteria: the losses; ``reset()`` is called on their modules that have it, such as those
+            that remember the images of another training.
         num_classes: C of the task.
         device: where the logits are.
         without_autograd: use the closed forms; requires ``is_closed_form(criteria)``.
@@ -156,6 +157,9 @@ def loss_gradients(
             raise ValueError(
                 f"the loss was built for {phase.num_classes} classes, the task has {num_classes}"
             )
+    for module in (module for criterion in criteria for module in criterion.modules()):
+        if hasattr(module, "reset"):
+            module.reset()  # type: ignore[operator]
     if not without_autograd:
         return AutogradGradients([criterion.to(device) for criterion in criteria])
     return ClosedFormGradients([form for form in forms if form], device)

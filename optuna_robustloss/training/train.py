@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import math
@@ -61,12 +62,13 @@ def train(
 
     A loss with an attribute ``progress`` has it set before each step to the share of the steps
     done, from 0 to 1. One with a true ``takes_index`` is also called with the images' indices. One
-    with an ``l1`` has ``l1`` × the sum of the absolute weights added.
+    with an ``l1`` has ``l1`` × the sum of the absolute weights added. One with a method ``reset``
+    has it called at the start, and again where its population is restarted for lack of memory.
 
     Args:
         task: data, architecture and recipe.
         criteria: K losses ``criterion(logits, labels) → scalar``. Losses with a closed form are
-            never called.
+            never called; one that is given twice is copied, so that each has its own state.
         seed: see above.
         evaluate_on: the images whose accuracy is measured.
         evaluate_at: numbers of steps after which it is measured; after the last it always is.
@@ -130,7 +132,10 @@ class Training:
         size = 1
         if self._backend != "separate":
             size = fitting_size(network, setup.task, count, setup.device)
-        self._candidates = [Candidate(i, criterion) for i, criterion in enumerate(criteria)]
+        self._candidates = [
+            Candidate(i, copy.deepcopy(c) if any(c is other for other in criteria[:i]) else c)
+            for i, c in enumerate(criteria)
+        ]
         self._groups = self._new_groups(self._candidates, size)
         self._evaluations = self._iterate(evaluate_at)
 

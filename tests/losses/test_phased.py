@@ -1,10 +1,12 @@
 """Losses that change in the course of a training: when, into what, and how they are resumed."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from losses.reference import random_labels, random_logits
 from optuna_robustloss.losses import (
@@ -132,14 +134,59 @@ def test_a_copy_counts_for_itself():
     assert (int(criterion.steps), int(twin.steps)) == (1, 2)
 
 
-@pytest.mark.parametrize("move", [lambda c: c.half(), lambda c: c.double(), lambda c: c.to("meta")])
-def test_the_count_survives_a_move(move):
+def test_the_count_is_an_integer_on_the_device_of_the_module():
+    """NCCL broadcasts buffers of its own device only."""
+    for move in (nn.Module.half, nn.Module.double, lambda c: c.to(torch.bfloat16)):
+        criterion = phased()
+        called(criterion)
+        criterion = move(criterion)
+        called(criterion)
+        assert criterion.steps.dtype == torch.int64
+        assert criterion.state_dict()["steps"].item() == 2
+    assert phased().to("meta").steps.device.type == "meta"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_calls_without_gradients_are_not_counted(mode):
+    """Evaluation in training mode is no step: it gives the loss of the moment."""
     criterion = phased()
-    called(criterion)
-    criterion = move(criterion)
-    called(criterion)
-    assert criterion.steps.dtype == torch.int64
-    assert criterion.state_dict()["steps"].item() == 2
+    for _ in range(4):
+        called(criterion)
+    with mode():
+        values = [called(criterion) for _ in range(3)]
+    torch.testing.assert_close(values, [blended(0.5)] * 3)
+    assert int(criterion.steps) == 4
+    torch.testing.assert_close(called(criterion), blended(0.5))
+
+
+@pytest.mark.parametrize("early", [EARLY, TaylorLoss(MAE_THETA, 10, cross_entropy_weight=0.1)])
+def test_one_compiled_graph_counts_and_switches(early):
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    criterion, eager = phased(early), phased(early)
+    compiled = torch.compile(criterion, fullgraph=True, backend=graphs)
+    logits = LOGITS.clone().requires_grad_()
+    for step in range(11):
+        found, expected = compiled(logits, LABELS), eager(logits, LABELS)
+        torch.testing.assert_close(found, expected, msg=f"step {step}")
+        gradients = [torch.autograd.grad(value, logits)[0] for value in (found, expected)]
+        torch.testing.assert_close(*gradients)
+        assert criterion.l1 == 0
+    assert int(criterion.steps) == 11
+    assert graphs.frame_count == 1
+    for progress in (0.0, 0.3, 0.45, 1.0):
+        criterion.progress = eager.progress = progress
+        torch.testing.assert_close(compiled(logits, LABELS), eager(logits, LABELS))
+    assert graphs.frame_count == 2  # one that counts, and one that is told
+
+
+def test_a_compiled_part_that_weighs_nothing_may_be_infinite():
+    torch._dynamo.reset()
+    criterion = phased(nn.CrossEntropyLoss(), MAELoss(), width=0)
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    masked = LOGITS.scatter(1, LABELS[:, None], -math.inf)
+    values = [compiled(masked, LABELS).item() for _ in range(3)]
+    assert values == [math.inf, math.inf, 2.0]
 
 
 def test_a_progress_that_is_set_replaces_the_count():

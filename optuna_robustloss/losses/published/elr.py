@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import (
-    ClassificationLoss,
-    Reduction,
-    check_factors,
-    cross_entropy,
-)
+from ..base import ClassificationLoss, Reduction, check_factors, cross_entropy
+from ..ranks import gather_rows
 
 #: Probabilities are kept this far from 0 and 1, as in the authors' code.
 _MARGIN = 1e-4
@@ -25,6 +21,11 @@ class ELRLoss(ClassificationLoss):
 
     Defaults are those of the authors' code for CIFAR-10 with symmetric noise; CIFAR-100: β = .9,
     λ = 7. In evaluation the averages are read only, and without indices the loss is cross-entropy.
+
+    In a process group (``DistributedDataParallel``) every rank keeps the averages of all samples: a
+    step updates them with the batches of all ranks, since a shuffled sampler hands a sample to
+    another rank in the next epoch. So in training all ranks have to call the loss equally often.
+    ``reset`` forgets the averages before another training.
 
     Args:
         num_samples: of the training set.
@@ -74,6 +75,10 @@ class ELRLoss(ClassificationLoss):
         self.beta, self.lam = beta, lam
         self.register_buffer("average", torch.zeros(num_samples, num_classes))
 
+    def reset(self) -> None:
+        """Set the averages to zero, as before a training."""
+        self.average.zero_()
+
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy, the term without memory."""
         return cross_entropy(logits, target)
@@ -84,7 +89,7 @@ class ELRLoss(ClassificationLoss):
         Args:
             logits: ``(N, C)``.
             target: class indices ``(N,)`` or probabilities ``(N, C)``.
-            index: integers ``(N,)``, the samples' places in the training set; none twice.
+            index: integers ``(N,)``, the samples' places in the training set; none twice in a step.
 
         Raises:
             TypeError: no ``index`` in training.
@@ -118,7 +123,8 @@ class ELRLoss(ClassificationLoss):
         if self.training:
             now = probability.detach()
             average = self.beta * average + (1 - self.beta) * now / now.sum(-1, keepdim=True)
-            self.average[index] = average.to(self.average.dtype)
+            places, rows = gather_rows(index.to(average.device), average)
+            self.average[places] = rows.to(self.average.dtype)
         return torch.log1p(-(average * probability).sum(-1))
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from optuna_robustloss.losses import ELRLoss, MAELoss, PhasedLoss, ScaledLoss
 from optuna_robustloss.tasks.models import build_model
 from optuna_robustloss.training import train as train_module
 from optuna_robustloss.training.loop import Group
@@ -245,6 +246,30 @@ def test_groups_that_do_not_fit_are_halved_and_start_again(monkeypatch, caplog, 
         "5 candidates do not fit into memory together: restarting them 3 at a time",
         "3 candidates do not fit into memory together: restarting them 2 at a time",
     ]
+
+
+@pytest.mark.usefixtures("collecting")
+def test_losses_with_memory_forget_it_at_a_restart_and_in_the_next_training(monkeypatch):
+    task = digits(**SGD)
+    memories = [ELRLoss(len(task.train.labels), 10, lam=lam) for lam in (3.0, 7.0)]
+    criteria = [memories[0], PhasedLoss(ScaledLoss(memories[1], 0.5), MAELoss(), switch=0.5)]
+    usual = together(task, criteria)
+    remembered = [loss.average.clone() for loss in memories]
+    assert all(average.any() for average in remembered)
+    full = Full(monkeypatch, MemoryError(), fitting=1, at=6)
+    again = together(task, criteria, evaluate_at=[3])
+    assert full.raised == 1
+    for run, own in zip(again, usual, strict=True):
+        alike(run, own, 1e-6)
+    for loss, average in zip(memories, remembered, strict=True):
+        torch.testing.assert_close(loss.average, average)
+
+
+def test_a_loss_that_is_given_twice_remembers_for_each_network():
+    task = digits(**SGD)
+    loss = ELRLoss(len(task.train.labels), 10)
+    for run in together(task, [loss, loss]):
+        alike(run, together(task, [loss])[0], 1e-6)
 
 
 @pytest.mark.usefixtures("collecting")
