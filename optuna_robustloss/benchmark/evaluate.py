@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -73,16 +74,15 @@ def evaluate_losses(
 ) -> list[LossResult]:
     """Train with each loss under one recipe, data and noise, and measure clean test accuracy.
 
-    Noise, split, initial weights and batch order change with the seed and are the same for all
-    losses. A tuned loss is trained at all scales of a benchmark; each seed's scale is the best one
-    on that seed's validation images.
+    Noise, split, initial weights and batch order depend on the seed alone. A tuned loss is trained
+    at all scales of a benchmark; each seed's scale is the best on that seed's validation images.
 
     Args:
         task: with validation images, clean or noisy, if an entry is tuned.
         entries: the losses.
         seeds: trainings per loss and scale.
         seed: from which all seeds follow.
-        options: device and data; by default those of a benchmark's worker.
+        options: device and data.
         on_progress: called with the numbers of finished and of all trainings.
 
     Returns:
@@ -99,24 +99,15 @@ def evaluate_losses(
             "to 1000"
         )
     spec = _benchmark(task, entries, seeds, seed)
-    native = {entry.method for entry in entries if not entry.tuned}
     tuned = {entry.method for entry in entries if entry.tuned}
-    runs = [
-        run
-        for run in spec.runs(scales=spec.scales)
-        if run.method in tuned or (run.method in native and run.scale == 1)
-    ]
+    runs = [run for run in spec.runs(scales=spec.scales) if run.scale == 1 or run.method in tuned]
     options = replace(options or Options(), together=len(runs) // seeds)
     check_data(spec, runs, options)
     study = create_benchmark(spec, InMemoryStorage(), spec.name)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_progress(done, len(runs))
-
-    failed = run_benchmark(study, spec, runs, options, on_run=advance)
+    done = itertools.count(1)
+    failed = run_benchmark(
+        study, spec, runs, options, on_run=lambda: on_progress(next(done), len(runs))
+    )
     if len(failed) == len(runs):
         raise ValueError(f"every training failed: {next(iter(failed.values()))}")
     measured = measure(spec, stored_results(study))

@@ -1,54 +1,42 @@
 """Choose scale and epoch in the same ways for all methods, and read off their accuracies.
 
-The same loss at another scale is, for SGD, the same loss at another learning rate. So methods are
-compared under the same choice for all:
+For SGD another scale of a loss is another learning rate, so all methods have the same choice:
 
 - ``native``: the published form, last epoch; no label of the task is needed.
 - ``blind``: one scale for all tasks, chosen on the *other* tasks; last epoch.
 - ``clean N``: scale (and epoch) chosen on N clean validation labels of the task.
 - ``noisy N``: the same on noisy validation labels.
-
-Every method has the same scales to choose from, and all of them are trained.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from optuna_robustloss.benchmark.runs import Measured, Pick, Run, RunEvaluation, RunResult
+from optuna_robustloss.benchmark.runs import Measured, Pick, RunEvaluation, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 
 Labels = Literal["clean", "few", "noisy"]
-#: Cross-entropy at the epoch that clean or noisy validation labels choose, as methods.
-STOPPED = {"ce-stopped-clean": "clean", "ce-stopped-noisy": "noisy"}
-
 _Key = tuple[str, str, int]
 
 
 def measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> list[Measured]:
     """Return the accuracies under every regime for which the results suffice.
 
-    A regime that chooses a scale needs results at all scales of the spec, so that a native pass
-    gives ``native`` alone. Its best epoch is chosen on ``validation`` clean labels.
+    A regime that chooses a scale needs results at all scales of the spec. The best epoch of
+    ``native`` is chosen on ``validation`` clean labels.
     """
-    found: list[Measured] = []
-    for (horizon, schedule), group in _by(results, lambda c: (c.horizon, c.schedule)):
-        for item in _measure(spec, group):
-            found.append(replace(item, horizon=horizon, schedule=schedule))
-    return found
-
-
-def _by(
-    results: Iterable[RunResult], key: Callable[[Run], tuple[float, str]]
-) -> Iterator[tuple[tuple[float, str], list[RunResult]]]:
     groups: dict[tuple[float, str], list[RunResult]] = defaultdict(list)
     for result in results:
-        groups[key(result.run)].append(result)
-    yield from sorted(groups.items())
+        groups[result.run.horizon, result.run.schedule].append(result)
+    return [
+        replace(one, horizon=horizon, schedule=schedule)
+        for (horizon, schedule), group in sorted(groups.items())
+        for one in _measure(spec, group)
+    ]
 
 
 def _measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> Iterator[Measured]:
@@ -72,15 +60,15 @@ def _native(key: _Key, result: RunResult) -> Iterator[Measured]:
     method, task, seed = key
     last = result.curve[-1]
     yield _measured(key, "native", "last", last, 1.0)
-    for labels in ("clean", "noisy"):
+    stops: tuple[Labels, ...] = ("clean", "noisy")
+    for labels in stops:
         best = best_evaluation(result.curve, labels)
         if best is None:
             continue
         if labels == "clean":
             yield _measured(key, "native", "best", best, 1.0)
         if method == "ce":
-            name = next(name for name, by in STOPPED.items() if by == labels)
-            yield _measured((name, task, seed), "native", "last", best, 1.0)
+            yield _measured((f"ce-stopped-{labels}", task, seed), "native", "last", best, 1.0)
 
 
 def _tuned(spec: BenchmarkSpec, key: _Key, by_scale: dict[float, RunResult]) -> Iterator[Measured]:

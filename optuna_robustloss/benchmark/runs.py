@@ -1,4 +1,4 @@
-"""Types of a benchmark: a run, its evaluations, its result, and an accuracy under a regime."""
+"""Types of a benchmark: run, evaluations, result, and accuracy under a regime."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Pick = Literal["last", "best"]
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One training: everything that determines it."""
+    """Parameters of one training."""
 
     method: str
     """Short name, such as ``gce``."""
     task: str
     """Label of the task, such as ``mnist/mlp2/symmetric 80 %``."""
     seed: int
-    """Number of the repetition from 0, which determines noise, split, initial weights and order."""
+    """Repetition, from 0: determines noise, split, initial weights and batch order."""
     scale: float = 1.0
     """Factor of the loss; 1 is the published form."""
     horizon: float = 1.0
@@ -25,13 +25,15 @@ class Run:
     schedule: str = "recipe"
     """Learning rate: as in the recipe, ``constant`` or ``cosine``."""
 
+    @property
+    def native(self) -> bool:
+        """Whether loss and recipe are as published."""
+        return (self.scale, self.horizon, self.schedule) == (1.0, 1.0, "recipe")
+
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """Accuracies in [0, 1] after ``step`` optimiser steps, that is ``epoch`` epochs.
-
-    A field whose images do not exist is None.
-    """
+    """Accuracies in [0, 1] after ``step`` optimiser steps; None without such images."""
 
     step: int
     epoch: float

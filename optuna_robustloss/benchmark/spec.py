@@ -79,8 +79,7 @@ class BenchmarkSpec(SpecFile):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has the same value twice, got {list(values)}")
         labels = [task.label for task in self.task_specs]
-        twice = [label for label in labels if labels.count(label) > 1]
-        if twice:
+        if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"tasks: {twice[0]!r} is there twice")
         if self.few > self.validation:
             raise ValueError(f"few ({self.few}) is a part of validation ({self.validation})")
@@ -115,7 +114,7 @@ class BenchmarkSpec(SpecFile):
             scales: of each loss.
             horizons: multiples of the epochs.
             schedules: of the learning rate.
-            only: parts of labels; tasks that have none of them are left out.
+            only: parts of task labels.
 
         Raises:
             ValueError: the spec does not have such a scale, horizon, schedule or task.
@@ -128,8 +127,7 @@ class BenchmarkSpec(SpecFile):
         }
         for name, values in wanted.items():
             known = getattr(self, name)
-            strange = [v for v in values if v not in known]
-            if strange:
+            if strange := [v for v in values if v not in known]:
                 raise ValueError(
                     f"{name} of benchmark {self.name!r} are {', '.join(map(str, known))}; "
                     f"{strange[0]} is none of them"

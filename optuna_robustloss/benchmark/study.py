@@ -1,8 +1,7 @@
 """Store a benchmark as an Optuna study: one trial per run, whose value is test accuracy.
 
 A trial's parameters are its run. Workers claim runs by creating running trials; of two trials of
-one run, the one with the lower number counts. So any number of workers may share a benchmark, and
-a killed one loses only the runs that it had claimed.
+one run, the one with the lower number counts.
 """
 
 from __future__ import annotations

@@ -89,12 +89,7 @@ def train_runs(
 def trained_networks(
     spec: BenchmarkSpec, task_label: str, methods: Sequence[str], options: Options
 ) -> tuple[LabelledImages, dict[str, nn.Module]]:
-    """Train methods on a task as their first native runs do.
-
-    Returns:
-        the test images, and each method's network.
-
-    """
+    """Train methods on a task as their first native runs do; return test images and networks."""
     task, seed = prepare_run(spec, Run(methods[0], task_label, 0), options)
     test = evaluated_parts(task, spec, seed)["test"]
     trained = train_methods(
@@ -113,18 +108,15 @@ def prepare_run(spec: BenchmarkSpec, run: Run, options: Options) -> tuple[Task, 
     task_spec = spec.task(run.task)
     seed = derive_seed(spec.seed, "benchmark", run.seed)
     task = _prepared(task_spec, seed, options)
-    recipe = scheduled(task_spec.recipe, run.schedule)
-    return replace(task, spec=task_spec.model_copy(update={"recipe": recipe})), seed
+    if run.schedule != "recipe":
+        recipe = task_spec.recipe.changed({"schedule": run.schedule})
+        task = replace(task, spec=task_spec.model_copy(update={"recipe": recipe}))
+    return task, seed
 
 
 def population_key(run: Run) -> tuple[str, int, float, str]:
     """Return what runs that are trained together have in common."""
     return run.task, run.seed, run.horizon, run.schedule
-
-
-def scheduled(recipe: Recipe, schedule: str) -> Recipe:
-    """Return the recipe with another learning-rate schedule, unless it is ``recipe``."""
-    return recipe if schedule == "recipe" else recipe.changed({"schedule": schedule})
 
 
 def cumulative_lrs(recipe: Recipe, steps: int) -> list[float]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from optuna_robustloss.attributes import ERROR
 from optuna_robustloss.benchmark.runs import Run, RunResult
@@ -47,8 +46,8 @@ def run_benchmark(
 ) -> dict[Run, str]:
     """Train until all ``runs`` are done, here or by other workers on the same study.
 
-    Runs whose worker has died are claimed again. A method that raises an error does not affect the
-    others; its run carries the error and is tried again by the next call only.
+    Runs of dead workers are claimed again. A run whose training raises an error carries the error
+    and is tried again by the next call only.
 
     Args:
         study: of the benchmark.
@@ -85,7 +84,7 @@ class _Worker:
         """Train some runs or wait for other workers; return whether runs are left."""
         free, running = open_runs(self.study, runs)
         free = [run for run in free if run not in self.failed]
-        if self._fail_stale(running):
+        if len(fail_stale_trials(self._storage, running, self._monitor)) < len(running):
             return True
         if not free and not running:
             return False
@@ -96,17 +95,13 @@ class _Worker:
             busy = [run_of(trial) for trial in running]
             self._claim(choose_runs(free, busy, self.options.together))
             if self._held:
-                self._train()
+                self._train(list(self._held))
         finally:
             for trial_id in self._held.values():  # after an error or Ctrl-C
                 self._keeper.release(self._storage, trial_id)
                 fail_trial(self._storage, trial_id)
             self._held.clear()
         return True
-
-    def _fail_stale(self, running: Sequence[FrozenTrial]) -> bool:
-        """Fail the trials of dead workers; return whether there were any."""
-        return len(fail_stale_trials(self._storage, running, self._monitor)) < len(running)
 
     def _claim(self, runs: Sequence[Run]) -> None:
         for run in runs:
@@ -116,25 +111,20 @@ class _Worker:
             self._held[run] = trial_id
             self._keeper.hold(self._storage, trial_id)
 
-    def _train(self) -> None:
-        """Train the claimed runs and store their results; raise errors of the storage only."""
-        runs = list(self._held)
+    def _train(self, runs: list[Run]) -> None:
+        """Train claimed runs and store their results; raise errors of the storage only."""
+        failure: Exception | None = None
         try:
             found = train_runs(self.spec, runs, self.options)
         except Exception as error:
-            if len(runs) == 1:
-                self._mark(runs[0], error)
-                return
-        else:
+            failure = error
+        if failure is None:
             self._store(found)
-            return
-        for run in runs:  # one by one, to find which of them fails
-            try:
-                found = train_runs(self.spec, [run], self.options)
-            except Exception as error:
-                self._mark(run, error)
-            else:
-                self._store(found)
+        elif len(runs) == 1:
+            self._mark(runs[0], failure)
+        else:
+            for run in runs:  # one by one, to find which of them fails
+                self._train([run])
 
     def _store(self, results: Sequence[RunResult]) -> None:
         for result in results:
@@ -164,10 +154,7 @@ class _Worker:
 
 
 def choose_runs(free: Sequence[Run], running: Sequence[Run], count: int) -> list[Run]:
-    """Return up to ``count`` free runs to be trained together.
-
-    They are of the first task and seed that no worker has claimed, so that workers rarely compete.
-    """
+    """Return up to ``count`` free runs of the first task and seed that no worker has claimed."""
     busy = {population_key(run) for run in running}
     first = next((run for run in free if population_key(run) not in busy), free[0])
     return [run for run in free if population_key(run) == population_key(first)][:count]

@@ -1,4 +1,4 @@
-"""What a benchmark comes to under one set of conditions: accuracies, ranks, differences."""
+"""Compare methods under each set of conditions: accuracies, ranks, differences."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ class Conditions:
     horizon: float = 1.0
     schedule: str = "recipe"
 
+    @classmethod
+    def of(cls, one: Measured) -> Conditions:
+        """Return the conditions of a measured accuracy."""
+        return cls(one.regime, one.horizon, one.schedule)
+
     @property
     def label(self) -> str:
-        """Short text for titles; what is as in the recipes is left out."""
+        """Short text for titles, without what is as in the recipes."""
         parts = [self.regime]
         if self.horizon != 1:
             parts.append(f"{self.horizon:g} × the epochs")
@@ -44,6 +49,12 @@ class Summary:
     std: float | None
     """Sample standard deviation; None for a single seed."""
     seeds: int
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float]) -> Summary:
+        """Summarise the accuracies of all seeds."""
+        spread = stdev(accuracies) if len(accuracies) > 1 else None
+        return cls(fmean(accuracies), spread, len(accuracies))
 
 
 @dataclass(frozen=True)
@@ -79,28 +90,18 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def comparisons(
-    measured: Sequence[Measured], reference: str = "ce", alpha: float = 0.05
-) -> tuple[Comparison, ...]:
-    """Sort the measured accuracies by their conditions, and compare the methods under each.
+def comparisons(measured: Sequence[Measured], reference: str = "ce") -> tuple[Comparison, ...]:
+    """Compare the methods with ``reference`` and each other, under each set of conditions.
 
     Methods that are complete on less than half of the tasks are not ranked.
-
-    Args:
-        measured: of any conditions, in any order.
-        reference: method that the others are compared with.
-        alpha: level of the Nemenyi test.
-
     """
     groups: dict[Conditions, list[Measured]] = defaultdict(list)
     for one in measured:
-        groups[Conditions(one.regime, one.horizon, one.schedule)].append(one)
-    return tuple(_compare(c, group, reference, alpha) for c, group in groups.items())
+        groups[Conditions.of(one)].append(one)
+    return tuple(_compare(c, group, reference) for c, group in groups.items())
 
 
-def _compare(
-    conditions: Conditions, measured: list[Measured], reference: str, alpha: float
-) -> Comparison:
+def _compare(conditions: Conditions, measured: list[Measured], reference: str) -> Comparison:
     methods = in_order(one.method for one in measured)
     tasks = tuple(dict.fromkeys(one.task for one in measured))
     values: dict[tuple[str, str, Pick], list[float]] = defaultdict(list)
@@ -112,7 +113,7 @@ def _compare(
     notes: list[str] = []
     for pick, label in PICKS.items():
         if chosen := [one for one in measured if one.pick == pick]:
-            standing, said = _standing(chosen, methods, reference, alpha)
+            standing, said = _standing(chosen, methods, reference)
             notes += [f"{label}: {note}" for note in said]
             if standing:
                 standings[pick] = standing
@@ -124,7 +125,7 @@ def _compare(
         conditions,
         methods,
         tasks,
-        {key: _summary(accuracies) for key, accuracies in values.items()},
+        {key: Summary.of(accuracies) for key, accuracies in values.items()},
         tuple(entry for task in tasks if same for entry in published(task)),
         standings,
         trainings,
@@ -134,13 +135,8 @@ def _compare(
     )
 
 
-def _summary(accuracies: Sequence[float]) -> Summary:
-    spread = stdev(accuracies) if len(accuracies) > 1 else None
-    return Summary(fmean(accuracies), spread, len(accuracies))
-
-
 def _standing(
-    measured: list[Measured], methods: tuple[str, ...], reference: str, alpha: float
+    measured: list[Measured], methods: tuple[str, ...], reference: str
 ) -> tuple[Standing | None, list[str]]:
     """Return the standing, None if no task is complete, and what is to be said of it."""
     with_most = methods_with_most(measured)
@@ -155,7 +151,7 @@ def _standing(
         scores = mean_scores(measured, ranked)
     except ValueError as error:
         return None, [*notes, f"no ranks: {error}"]
-    ranking = rank(scores, alpha)
+    ranking = rank(scores)
     against = paired_differences(scores, reference) if reference in ranked else ()
     if not against:
         notes.append(f"no differences to {reference}: it is not ranked, or alone")

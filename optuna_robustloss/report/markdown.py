@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from optuna_robustloss.report.comparison import PICKS, Comparison, Standing
-from optuna_robustloss.report.paired_differences import TIE, PairedDifference
+from optuna_robustloss.report.paired_differences import LEVEL, TIE, PairedDifference
 from optuna_robustloss.report.styles import display_name
 from optuna_robustloss.report.tables import (
     NOTHING,
@@ -53,10 +53,9 @@ def _ranks(standing: Standing) -> Iterator[str]:
     against = {row.method: row for row in standing.differences}
     columns = ["method", "average rank"]
     if standing.differences:
-        first = standing.differences[0]
-        other = escape_markdown(display_name(first.reference))
+        other = escape_markdown(display_name(standing.differences[0].reference))
         columns.append(f"wins / ties / losses against {other}")
-        columns.append(f"difference to {other}, points [{100 * first.level:g} % interval]")
+        columns.append(f"difference to {other}, points [{100 * LEVEL:g} % interval]")
     rows = [
         [escape_markdown(display_name(method)), f"{rank:.2f}", *_against(against.get(method))]
         for method, rank in zip(ranking.methods, ranking.ranks, strict=True)

@@ -49,18 +49,17 @@ def write_report(
 ) -> None:
     """Write ``table.md``, ``.csv``, ``.tex``, ``.html``, ``ranks.csv``, ``measured.csv``, figures.
 
-    Each file is whole or not there; those of an earlier report are replaced. Of a benchmark that
-    is not finished, what there is is shown and what is missing is counted.
+    Files of an earlier report are replaced as a whole. Trainings that are missing are counted.
 
     Args:
-        out: folder; made if it does not exist. Figures go to ``figures`` in it.
+        out: folder; made if it does not exist.
         results: for learning curves and accuracy against cumulative learning rate.
         measured: for tables and ranks.
         reference: method that the others are compared with.
         facts: name → text, printed above the tables: sizes, versions, hardware.
-        runs: all trainings that the benchmark is to have, so that those to come are counted.
-        rates: task → (group, noise rate), for ``accuracy_against_noise``; without it, no figure.
-        criteria: method → criterion, for ``loss_shapes``; without it, no figure.
+        runs: all trainings of the benchmark.
+        rates: task → (group, noise rate), for ``accuracy_against_noise``.
+        criteria: method → criterion, for ``loss_shapes``.
         num_classes: of the criteria.
 
     Raises:
@@ -142,16 +141,12 @@ def _figures(
 ) -> Iterator[tuple[str, go.Figure]]:
     """Yield names of files and figures."""
     for comparison in compared:
-        label = comparison.conditions.label
+        conditions, label = comparison.conditions, comparison.conditions.label
         for pick, standing in comparison.standings.items():
             name = f"{label}, {PICKS[pick]}"
             figure = critical_difference_diagram(standing.ranking, f"Average ranks: {name}", looks)
             yield slug(f"ranks {name}"), figure
-        mine = [
-            one
-            for one in measured
-            if Conditions(one.regime, one.horizon, one.schedule) == comparison.conditions
-        ]
+        mine = [one for one in measured if Conditions.of(one) == conditions]
         for pick, text in PICKS.items():
             if any(one.pick == pick and one.task in rates for one in mine):
                 heading = f"Accuracy against noise: {label}"
@@ -163,7 +158,7 @@ def _figures(
                 )
     tasks = tuple(dict.fromkeys(o.run.task for o in results if o.curve))
     for task in tasks:
-        if any(_as_published(o.run) and o.run.task == task and o.curve for o in results):
+        if any(o.run.native and o.run.task == task and o.curve for o in results):
             yield slug(f"curves {task}"), learning_curves(results, task, method_styles=looks)
     means = (None,) if len(tasks) > 1 else ()
     for drawn in (*tasks, *means):
@@ -172,10 +167,6 @@ def _figures(
         except ValueError:
             continue  # no method has all seeds, or tasks, yet
         yield slug(f"cumulative lr {drawn or 'mean'}"), figure
-
-
-def _as_published(run: Run) -> bool:
-    return (run.scale, run.horizon, run.schedule) == (1.0, 1.0, "recipe")
 
 
 def slug(text: str) -> str:

@@ -121,6 +121,7 @@ def test_a_loss_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):
         evaluated("gce")
 
 
+@pytest.mark.slow
 def test_a_robust_loss_beats_cross_entropy_that_memorised_the_wrong_labels():
     task = TaskSpec.parse(
         "digits,mlp2,symmetric:0.6",

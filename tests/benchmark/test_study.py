@@ -293,6 +293,7 @@ def test_the_study_carries_its_spec(url, study):
     assert again.metric_names == ["test accuracy at the last epoch"]
 
 
+@pytest.mark.slow
 def test_data_with_its_own_clean_validation_images_and_unknown_truth(clothing):
     """Clothing1M in small: which training labels are wrong is unknown."""
     spec = BenchmarkSpec.from_values(

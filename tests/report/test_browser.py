@@ -14,6 +14,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed")
 def test_a_figure_is_drawn_by_a_browser_that_is_offline(tmp_path):
     name = "</script><b>x"

@@ -41,10 +41,10 @@ def test_a_network_without_linear_layer_is_an_error():
 def test_maps_have_a_panel_for_each_method_and_separate_what_is_separate():
     labels = torch.arange(40) % 2
     apart = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) + 50 * labels[:, None]
-    figure = feature_maps({"ce": apart, "gce": apart}, labels, class_names=("cat", "dog"))
+    figure = feature_maps({"ce": apart, "gce": apart}, labels)
     assert [a.text for a in figure.layout.annotations] == ["CE", "GCE"]
     cat, dog, again, _ = figure.data
-    assert (cat.name, dog.name, len(cat.x)) == ("cat", "dog", 20)
+    assert (cat.name, dog.name, len(cat.x)) == ("0", "1", 20)
     assert list(cat.x) == list(again.x)  # same features, same map
     centres = torch.tensor([[sum(t.x) / 20, sum(t.y) / 20] for t in (cat, dog)])
     spread = torch.tensor([list(cat.x), list(cat.y)]).std(1).max()

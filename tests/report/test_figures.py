@@ -176,7 +176,7 @@ def test_nothing_memorised_leaves_one_panel():
 
 
 def test_a_task_without_trainings_is_an_error():
-    with pytest.raises(ValueError, match="no training on elsewhere"):
+    with pytest.raises(ValueError, match="no native training on elsewhere"):
         learning_curves(results(), "elsewhere")
 
 

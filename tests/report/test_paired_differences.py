@@ -47,8 +47,3 @@ def test_equal_differences_have_an_interval_without_width():
 def test_a_single_task_has_no_interval():
     (row,) = paired_differences(scores(ce=[0.5], gce=[0.6]), "ce")
     assert (row.wins, row.low, row.high) == (1, None, None)
-
-
-def test_an_unknown_reference_is_an_error():
-    with pytest.raises(ValueError, match="'sce' is none of the methods ce, gce"):
-        paired_differences(scores(ce=[0.5], gce=[0.6]), "sce")

@@ -159,26 +159,6 @@ def test_no_complete_task_is_an_error_that_says_what_is_missing():
         mean_scores(fixed({"ce": {"a": [0.1]}, "gce": {"b": [0.1]}}))
 
 
-def test_mixed_conditions_are_an_error():
-    with pytest.raises(ValueError, match="several values of pick: last, best"):
-        mean_scores(measured())
-
-
-def test_a_training_that_is_there_twice_is_an_error():
-    with pytest.raises(ValueError, match="measured twice: ce, mnist/mlp2/symmetric 80 %, seed 0"):
-        mean_scores(measured(picks=("last",)) * 2)
-
-
-def test_an_unknown_method_is_an_error():
-    with pytest.raises(ValueError, match="not measured: mae; measured: ce, gce, ar_sym80"):
-        mean_scores(measured(picks=("last",)), ["ce", "mae"])
-
-
-def test_nothing_measured_is_an_error():
-    with pytest.raises(ValueError, match="nothing was measured"):
-        mean_scores([])
-
-
 def test_the_order_of_methods_and_tasks_is_kept():
     found = mean_scores(measured(picks=("last",)))
     assert (found.methods, found.tasks) == (METHODS, TASKS)

@@ -24,20 +24,18 @@ def accuracy_against_cumulative_lr(
 ) -> go.Figure:
     """Draw test accuracy against scale × Σ of the learning rates so far, on a log axis.
 
-    With plain gradient descent a loss of scale a at the learning rate b is one of scale 1 at a·b.
-    If accuracy depended on this product and the number of steps only, the lines of one method,
-    one for each scale, horizon and schedule, would lie on each other: then what differs between
-    losses is where on this axis a recipe stops. The larger marker is the point with the best
-    accuracy on clean validation images, over all lines of the method.
+    Under SGD a loss of scale a at learning rate b equals one of scale 1 at a·b. If accuracy
+    depended on this product and the steps only, the lines of a method, one for each scale, horizon
+    and schedule, would coincide. The larger marker is the point with the best accuracy on clean
+    validation images, over all lines of the method.
 
-    Points are means over seeds. What not all trainings of a line have is left out: moments after
-    one diverged, and lines that lack a task.
+    Points are means over seeds. Moments that a training of the line lacks, and lines that lack a
+    task, are left out.
 
     Args:
         results: of any trainings.
         task: label of the task; None is the mean over the tasks with the most lines, at the
-            moments (shares of the run) that all of them have, at the geometric mean of their
-            positions.
+            geometric mean of their positions.
         method_styles: colours; by default those of the methods drawn.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Learning curves: how accurate a network is, and what it has memorised, epoch by epoch."""
+"""Learning curves: accuracy and memorised labels, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -22,37 +22,25 @@ def learning_curves(
     results: Sequence[RunResult],
     task: str,
     *,
-    scale: float = 1.0,
-    horizon: float = 1.0,
-    schedule: str = "recipe",
     method_styles: Mapping[str, Style] | None = None,
 ) -> go.Figure:
-    """Draw test accuracy, and the share of wrong labels that the network repeats, against epochs.
+    """Draw test accuracy and memorised wrong labels against epochs, for native trainings.
 
-    A line is the mean over the seeds that have a value at that epoch, a band one standard deviation
-    around it; training that diverged ends early, and the text at a point says how many seeds
-    are left.
+    A line is the mean over the seeds that have a value at that epoch, a band one standard
+    deviation. Diverged trainings end early; the hover text gives the number of seeds left.
 
     Args:
-        results: of any trainings; those of the task, scale, horizon and schedule are drawn.
+        results: of any trainings.
         task: label of the task.
-        scale: factor of the loss.
-        horizon: multiple of the recipe's epochs.
-        schedule: learning rate.
         method_styles: colours; by default those of the methods drawn.
 
     Raises:
-        ValueError: there is no such training.
+        ValueError: there is no native training on the task.
 
     """
-    wanted = (task, scale, horizon, schedule)
-    chosen = [
-        o for o in results if (o.run.task, o.run.scale, o.run.horizon, o.run.schedule) == wanted
-    ]
+    chosen = [o for o in results if o.run.task == task and o.run.native]
     if not chosen:
-        raise ValueError(
-            f"no training on {task} with scale {scale:g}, horizon {horizon:g}, schedule {schedule}"
-        )
+        raise ValueError(f"no native training on {task}")
     table = pd.DataFrame(
         [
             {"method": o.run.method, "epoch": m.epoch} | {p: getattr(m, p) for p in _PANELS}

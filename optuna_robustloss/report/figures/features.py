@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import plotly.graph_objects as go
 import torch
@@ -59,10 +59,8 @@ def feature_maps(
     labels: Tensor,
     *,
     title: str = "Penultimate features, t-SNE",
-    class_names: Sequence[str] = (),
-    seed: int = 0,
 ) -> go.Figure:
-    """Draw one panel for each method: its features in two dimensions, coloured by true class.
+    """Draw each method's features in two dimensions, coloured by true class.
 
     Axes of t-SNE have no unit, and distances between far clusters mean nothing.
 
@@ -70,8 +68,6 @@ def feature_maps(
         features: method → (N, F) of the same N images; about 2 000 are enough.
         labels: (N,) true classes.
         title: what the networks were trained on.
-        class_names: C names; by default the numbers.
-        seed: of t-SNE.
 
     Raises:
         ValueError: features and labels differ in number, or there are fewer than 4 images.
@@ -86,11 +82,11 @@ def feature_maps(
             )
     figure = make_subplots(1, len(features), subplot_titles=[named(method) for method in features])
     for column, values in enumerate(features.values(), start=1):
-        tsne = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=seed)
+        tsne = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=0)
         points = tsne.fit_transform(values.numpy())
         for label in sorted(set(labels.tolist())):
             mine = (labels == label).numpy()
-            name = class_names[label] if class_names else str(label)
+            name = str(label)
             figure.add_scatter(
                 x=points[mine, 0],
                 y=points[mine, 1],

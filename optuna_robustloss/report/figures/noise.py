@@ -32,7 +32,7 @@ def accuracy_against_noise(
         rates: task → (group, noise rate in [0, 1]), such as ``("mnist/mlp2, symmetric", 0.8)``;
             other tasks are not drawn.
         pick: which accuracies.
-        title: what was measured; the pick is added.
+        title: the pick is added.
         method_styles: colours; by default those of the methods measured.
 
     Raises:

@@ -50,10 +50,10 @@ def add_line(
         style: of the method.
         x: positions; None ends a line, and another begins.
         mean: values there, likewise.
-        std: half of the band's height; 0 where there is none. Only for a single line.
+        std: half of the band's height; only for a single line.
         place: row and column of the subplot, from 1.
         legend: whether this curve stands for the method in the legend.
-        hover: Plotly's template of the text at a point, behind the method's name.
+        hover: Plotly template of the text behind the method's name.
         data: further values at each point, for ``hover``.
         mode: Plotly's: lines, markers or both.
 
