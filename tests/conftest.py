@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.postgres import postgres_server, postgres_url  # noqa: F401  (fixtures)
 
 # Small networks are slower on several threads, and much slower on a shared machine.
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How a trial gets a slot: it bids for a free one, or waits for the next generation."""
+"""The allocation of slots: a trial claims a free one, or waits for the next generation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from optuna_robustloss.distributed.trial_io import write_trial
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.slots import NO_CLAIM, Slot
 
-#: The user's own random numbers stay theirs, and forked workers do not share ours.
+#: Leaves the state of ``random`` unchanged, and forked workers draw different numbers.
 _random = random.SystemRandom()
 
 #: Seconds between two readings of a full generation: a tenth of the time waited, within these.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 5.0
-#: Seconds for which a bid may rely on the last reading; it is verified by another one.
+#: Seconds for which a claim may rely on the last reading; another one verifies it.
 _RECENT = 1.0
-#: Seconds the lower of two trial numbers waits for the higher to withdraw from a slot.
+#: Seconds for which the lower of two trial numbers waits for the higher to withdraw its claim.
 _CONTEST = 1.0
 
 
@@ -45,7 +45,7 @@ class GenerationTimeoutError(TimeoutError):
 
 @dataclass
 class SlotAllocator:
-    """Allocates the slots of one study's generations to its trials.
+    """Allocates the slots of a study's generations to its trials.
 
     Args:
         study: whose trials are read.
@@ -73,10 +73,10 @@ class SlotAllocator:
         return self.study._storage
 
     def read(self) -> Generations:
-        """Bring ``generations`` up to date, and fail the stale trials that hold a slot."""
+        """Replay new trials into ``generations``, and fail the stale trials that hold a slot."""
         with self.lock:  # reading too: an older reading must not come after a newer one
             trials = self._storage.get_all_trials(self.study._study_id, deepcopy=False)
-            if len(trials) < self.generations.trials_read:  # a new study with the old one's number
+            if len(trials) < self.generations.trials_read:  # a new study with the same id
                 self.generations = Generations(self.generations.config, self.study.direction)
             self.generations.update(trials)
             self._read_at = time.monotonic()
@@ -87,9 +87,9 @@ class SlotAllocator:
         return self.generations
 
     def allocate(self, trial: FrozenTrial) -> Slot | None:
-        """Return the slot that ``trial`` holds from now on, or None if it takes none.
+        """Claim a slot for ``trial``, and return it, or None.
 
-        An enqueued trial that its own thread would have to wait for takes none.
+        None for an enqueued trial that would wait for other trials of its own thread.
 
         Raises:
             SearchFinished: see ``GenerationalCmaEsSampler``.
@@ -105,9 +105,9 @@ class SlotAllocator:
             preferred = None
 
     def wait(self, *, enqueued: bool = False, preferred: int | None = None) -> Slot | None:
-        """Wait until there is a slot to bid for, and return it; or None, see ``allocate``.
+        """Wait for a free slot, and return it, or None as in ``allocate``.
 
-        ``preferred`` is an index that keeps trials with neighbouring numbers apart.
+        ``preferred`` is the index to begin with: it differs between trials asked for at once.
         """
         begin = time.monotonic()
         with self.lock:
@@ -142,7 +142,7 @@ class SlotAllocator:
         own = sorted(running.intersection(self.held()))
         if own and enqueued:
             return None
-        if own:  # the generation can never become complete while this thread waits for it
+        if own:  # this thread would wait for itself
             raise GenerationTimeoutError(
                 f"study {self.study.study_name!r}: this thread asks for a trial beyond "
                 f"popsize={generations.config.popsize} and has not told its trials {own}, which "
@@ -152,7 +152,7 @@ class SlotAllocator:
         return "wait"
 
     def _bid(self, trial: FrozenTrial, slot: Slot) -> bool:
-        """Claim a slot; return whether the trial holds it."""
+        """Claim ``slot``; return whether no other trial had claimed it."""
         claim = slot.claim(trial.number, self.generations.config.key)
         attributes = current_heartbeat().attribute() | claim
         write_trial(self._storage, trial._trial_id, {}, {}, attributes)

@@ -1,4 +1,4 @@
-"""What a trial was assigned when it was asked for: a slot, and the parameters drawn for it."""
+"""The assignment of a trial: its slot, and the parameters drawn for it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def current_owner() -> tuple[int, int]:
 class TrialAssignment:
     """The slot, the search space if it is known, the point drawn, and the thread that asked.
 
-    ``search_finished`` says that the last generation was complete, and there is nothing to
-    evaluate.
+    With ``search_finished`` all generations were complete, and the trial is not to be evaluated.
     """
 
     slot: Slot | None
@@ -46,7 +45,7 @@ class TrialAssignment:
     owner: tuple[int, int] = field(default_factory=current_owner)
 
     def has(self, name: str, distribution: BaseDistribution) -> bool:
-        """Return whether a parameter was drawn, within the range that the objective suggests."""
+        """Return whether a parameter was drawn, and lies within a distribution."""
         try:
             return distribution._contains(distribution.to_internal_repr(self.point[name]))
         except (KeyError, TypeError, ValueError):
@@ -56,19 +55,16 @@ class TrialAssignment:
 def draw_assignment(
     generations: Generations, trial: FrozenTrial, slot: Slot | None
 ) -> TrialAssignment:
-    """Draw the candidate of a slot that ``trial`` holds in the present generation.
+    """Draw the candidate of a trial's slot in the present generation.
 
-    A trial without a slot gets a draw of its own, which CMA-ES is never told.
+    A trial without a slot gets another draw, which CMA-ES is not told.
     """
     index = slot.index if slot is not None else generations.config.popsize + trial.number
     return TrialAssignment(slot, generations.space, generations.candidate(index))
 
 
 def store_point(study: Study, trial: FrozenTrial, assignment: TrialAssignment) -> None:
-    """Store all parameters in one transaction, so that no ``suggest`` call makes its own.
-
-    Enqueued parameters are left to ``suggest``.
-    """
+    """Store all parameters but the enqueued ones in one transaction, before any ``suggest``."""
     enqueued = trial.system_attrs.get("fixed_params", {})
     distributions: dict[str, BaseDistribution] = {
         name: d

@@ -1,4 +1,4 @@
-"""The options that decide the course of a generational CMA-ES, shared by all workers."""
+"""The configuration of a generational CMA-ES, which all workers of a study share."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def load_or_store(
         study: the study.
         options: what this worker was set up with.
         seed: what it was given, or None to take the study's.
-        sources: earlier studies to start from; looked at by the first worker only.
+        sources: earlier studies to start from; only the first worker reads them.
 
     Raises:
         ValueError: the study was begun with other options, a source is not usable, or the stored
@@ -177,7 +177,7 @@ def load_or_store(
         if sources:
             space, start = estimate_start(sources, study, options.space)
             options = replace(options, space=space, start=start)
-            stored = stored_config(study)  # the estimate has taken its time
+            stored = stored_config(study)  # another worker may have stored its own meanwhile
     if stored is None:
         study._storage.set_study_system_attr(study._study_id, _ATTRIBUTE, options.to_json())
         return options

@@ -1,4 +1,4 @@
-"""CMA-ES as a pure function of what it was told: the same on every host, in any order."""
+"""CMA-ES as a pure function of the generations told: the same on every host."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class GenerationalCma:
         return tuple(np.asarray(getattr(self._cma, n)).tobytes() for n in names)
 
     def candidate(self, slot: int) -> dict[str, float | int]:
-        """Return the candidate of a slot of the present generation: always the same one."""
+        """Return the candidate of a slot of the present generation."""
         if self.generation == 0 and not self._warm:
             return {
                 name: first_draw(self.seed, 0, slot, name, parameter)

@@ -1,4 +1,4 @@
-"""The generations of a study, replayed from its trials: which slots are told, running or free."""
+"""The generations of a study, replayed from its trials."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from optuna_robustloss.sampler.optimizer import GenerationalCma
 from optuna_robustloss.sampler.slots import Slot, objective_failed, slot_of
 from optuna_robustloss.sampler.transform import Numerical, numerical_parameters
 
-#: A candidate whose workers were lost this often is told as failed, too.
+#: A candidate whose trials became stale so often is told as failed, too.
 MAX_LOST = 20
 
 
 class Generations:
-    """Replays a study: ``update`` reads its trials and tells CMA-ES every generation that is full.
+    """Replays a study: ``update`` reads its trials and tells CMA-ES every complete generation.
 
-    The state after a generation depends on nothing but the configuration of the search and the
-    told trials' parameters and values, so every process computes the same one, bit for bit. An
-    update reads unfinished and new trials only.
+    The state after a generation depends on the configuration and the told trials' parameters and
+    values only, so every process computes the same one, bit for bit. An update reads unfinished and
+    new trials only.
 
     Args:
         config: of the sampler.
@@ -55,7 +55,7 @@ class Generations:
         if space:
             self.optimizer = self.config.optimizer(space)
 
-    # What the trials say
+    # Trials
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Read all trials of the study, ordered by number."""
@@ -97,7 +97,7 @@ class Generations:
 
     @property
     def filled(self) -> int:
-        """Number of slots that have their value, or have failed for good, in all generations."""
+        """Number of slots of all generations with a value, or that failed too often."""
         return self.number * self.config.popsize + sum(
             bool(self._filled(i)) or self.is_abandoned(i) for i in range(self.config.popsize)
         )
@@ -142,7 +142,7 @@ class Generations:
         running = {t.number for trials in self.running.values() for t in trials}
         return running == {trial.number} and not self.free()
 
-    # What CMA-ES is told
+    # Told to CMA-ES
 
     def _is_complete(self) -> bool:
         # A generation with a running claim is not closed, so that all processes tell the same set.

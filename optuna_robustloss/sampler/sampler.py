@@ -1,4 +1,4 @@
-"""CMA-ES for any number of workers: exact generations, replayed from the trials themselves."""
+"""CMA-ES for any number of workers, with exact generations replayed from the trials."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class GenerationalCmaEsSampler(BaseSampler):
     The state of the optimiser is never stored: each process replays it from the finished trials
     (generation, slot, parameters, value), so that all workers have the same one, bit for bit, and
     nothing in the database is executable. The candidate of a slot is a function of the seed, the
-    generation and the slot; one that a dead worker dropped is drawn again by another, bit by bit
-    the same if their processors round alike. The first
-    generation comes from CMA-ES too, whether or not the parameters are known beforehand.
+    generation and the slot; after a lost worker another one draws it again, bit for bit the same
+    if their processors round alike. The first generation comes from CMA-ES too, whether or not the
+    parameters are known beforehand.
 
     A failed candidate is drawn again ``max_retry`` times and then told as the worst; pruned ones
     rank below all complete ones, in the order of how far they came; enqueued trials take a slot
@@ -139,7 +139,7 @@ class GenerationalCmaEsSampler(BaseSampler):
         self._assignments: dict[Key, TrialAssignment] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process."""
+        """Return the state without locks and trials of this process."""
         own = ("_lock", "_allocators", "_assignments")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
@@ -152,14 +152,14 @@ class GenerationalCmaEsSampler(BaseSampler):
         """Return the name and the popsize."""
         return f"GenerationalCmaEsSampler(popsize={self._options.popsize})"
 
-    # What a worker calls
+    # Called by workers
 
     def generations(self, study: Study) -> Generations:
-        """Return the generations of a study as its trials say now."""
+        """Return the generations of a study, replayed from its trials."""
         return self._allocator(study).read()
 
     def wait(self, study: Study) -> None:
-        """Wait until ``study.ask`` would find a slot free; another worker may still be faster.
+        """Wait for a free slot, which another worker may claim before this one.
 
         Raises:
             SearchFinished: the last generation is complete.
@@ -168,10 +168,10 @@ class GenerationalCmaEsSampler(BaseSampler):
         """
         self._allocator(study).wait()
 
-    # What Optuna calls
+    # Called by Optuna
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Give the trial its slot; wait for one if the generation is full."""
+        """Allocate a slot to the trial; wait for one if the generation is full."""
         storage, trial_id = study._storage, trial._trial_id
         keeper = lease_keeper(self._lease)
         keeper.hold(storage, trial_id)

@@ -1,9 +1,9 @@
-"""Which trial evaluates which candidate: claims on the slots of a generation, kept with the trials.
+"""Claims of trials on the slots of a generation, stored with the trials.
 
-A claim is a system attribute of a running trial. It is a bid first: its worker writes it, reads all
-trials again, and keeps it only if no other trial bids for the same slot. Of two that read each
-other's bid the higher trial number withdraws, so at most one trial holds a slot: the one that
-writes second reads the first one's bid.
+A claim is a system attribute of a running trial. Its worker writes it, reads all trials again, and
+withdraws it if another trial has claimed the same slot. Of two trials that read each other's claim
+the higher number withdraws. At most one trial holds a slot, since the worker that writes second
+reads the first one's claim.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Slot:
 
 #: The system attribute that withdraws a claim.
 NO_CLAIM: dict[str, Any] = {_CLAIM: None}
-#: The system attribute of a trial whose objective failed, which a lost worker's trial lacks.
+#: The system attribute of a trial whose objective failed; a stale trial does not get it.
 FAILED: dict[str, Any] = {_FAILED: True}
 
 

@@ -1,4 +1,4 @@
-"""The coordinates CMA-ES works in: every parameter in units of its own first standard deviation."""
+"""The coordinates of CMA-ES: every parameter in units of its first standard deviation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a search where earlier ones ended: the start distribution of WS-CMA-ES."""
+"""The start distribution of WS-CMA-ES, estimated from earlier studies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def estimate_start(
 ) -> tuple[dict[str, Numerical], StartDistribution]:
     """Fit a normal distribution to the best tenth of the complete trials of earlier studies.
 
-    With several sources each gives its own best tenth, because their values need not compare.
+    Each source gives its own best tenth, because values of different studies may not compare.
 
     Args:
         sources: studies with the same parameters and direction.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -55,27 +55,16 @@ def generation_of(trial: FrozenTrial, popsize: int) -> int:
     return int(noted) if isinstance(noted, int) else max(0, trial.number - 1) // popsize
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A trial of a population: its place among the trials, its loss, and its generation's seed."""
-
-    position: int
-    trial: BaseTrial
-    parameters: Parameters
-    seed: int
-
-
 class NoisyLabelObjective:
     """The mean validation accuracy of networks trained with the suggested loss.
 
     All candidates of a generation share noise, split, initial weights and batch order (common
-    random numbers); the next generation gets fresh ones, so that the noise of one draw favours no
-    candidate twice. A diverged candidate scores the accuracy it has then (about chance) and
-    carries the attribute ``diverged``; one near chance after the spec's ``stop_at_chance_after``
-    is stopped there (``stopped_at_chance``).
-    Candidates that are evaluated together are trained as one population, and the worst of them
-    are pruned at the spec's ``prune_at``. Reports one intermediate value per evaluation, the mean
-    of the finished networks and the running one, at the number of optimiser steps so far.
+    random numbers); the next generation draws fresh ones. A diverged candidate scores the accuracy
+    it has then (about chance) and gets the attribute ``diverged``; one near chance after the spec's
+    ``stop_at_chance_after`` is stopped there (``stopped_at_chance``). Candidates that are evaluated
+    together are trained as one population, and the worst are pruned at the spec's ``prune_at``.
+    Reports one intermediate value per evaluation, the mean of the finished networks and the
+    running one, at the number of optimiser steps so far.
 
     Use with ``study.optimize`` of a study that maximises, or ``evaluate`` several trials at once.
 
@@ -139,30 +128,38 @@ class NoisyLabelObjective:
         return outcome
 
     def evaluate(self, trials: Sequence[BaseTrial]) -> list[float | Exception]:
-        """Train with the losses of several trials at once.
-
-        Trials of one generation are one population; what goes wrong with one of them, its pruning
-        included, is its own outcome and leaves the others alone.
+        """Train with the losses of several trials, those of one generation as one population.
 
         Returns:
-            for each trial its fitness in [0, 1], or the exception that it ended with.
+            for each trial its fitness in [0, 1], or the exception that ended it (also
+            ``TrialPruned``), which does not affect the other trials.
 
         """
         outcomes: dict[int, float | Exception] = {}
-        members: dict[int, list[_Member]] = {}
+        populations: dict[int, dict[int, Parameters]] = defaultdict(dict)  # by seed and position
         for position, trial in enumerate(trials):
             try:
-                member = self._member(position, trial)
+                seed, parameters = self._suggest(trial)
+                populations[seed][position] = parameters
             except Exception as error:
                 outcomes[position] = error
-            else:
-                members.setdefault(member.seed, []).append(member)
-        for seed, population in members.items():
-            outcomes |= self._train(population, seed)
+        for seed, members in populations.items():
+            scores = self.scores(
+                list(members.values()),
+                seed,
+                reports=[partial(self._report, trials[position]) for position in members],
+                prune_at=self.spec.prune_at,
+            )
+            for position, score in zip(members, scores, strict=True):
+                try:
+                    self._write_score(trials[position], score)
+                    outcomes[position] = score.value
+                except Exception as error:
+                    outcomes[position] = error
         return [outcomes[position] for position in range(len(trials))]
 
-    def _member(self, position: int, trial: BaseTrial) -> _Member:
-        """Draw a trial's loss, and note what the trial is."""
+    def _suggest(self, trial: BaseTrial) -> tuple[int, Parameters]:
+        """Return the seed of a trial's generation and its loss; write both to the trial."""
         if isinstance(trial, Trial):
             WORKER.write(trial, worker_name())
         parameters = self.spec.space.suggest(trial)
@@ -172,47 +169,29 @@ class NoisyLabelObjective:
             generation = generation_of(stored, self.spec.popsize)
             if stored.params == self.spec.space.start_point:
                 START.write(trial, self.spec.start)
-        seed = derive_seed(self.spec.seed, "generation", generation)
         GENERATION.write(trial, generation)
+        seed = derive_seed(self.spec.seed, "generation", generation)
         for num_classes in {task.num_classes for task in self.tasks(seed)}:
-            parameters.build(num_classes)  # a constant loss shows here, and is this trial's fault
-        return _Member(position, trial, parameters, seed)
-
-    def _train(self, members: Sequence[_Member], seed: int) -> dict[int, float | Exception]:
-        scores = self.scores(
-            [member.parameters for member in members],
-            seed,
-            reports=[partial(self._report, member.trial) for member in members],
-            prune_at=self.spec.prune_at,
-        )
-        outcomes: dict[int, float | Exception] = {}
-        for member, result in zip(members, scores, strict=True):
-            try:
-                self._note(member.trial, result)
-                outcomes[member.position] = result.value
-            except Exception as error:
-                outcomes[member.position] = error
-        return outcomes
+            parameters.build(num_classes)  # a constant loss raises here and fails this trial only
+        return seed, parameters
 
     def _report(self, trial: BaseTrial, step: int, mean_accuracy: float) -> None:
         trial.report(mean_accuracy, step)
         if self.prune and trial.should_prune():
             raise TrialPruned(f"pruned after {step} steps")
 
-    def _note(self, trial: BaseTrial, result: LossScore) -> None:
-        """Write what came of every network to the trial; raise what ended it early."""
+    def _write_score(self, trial: BaseTrial, result: LossScore) -> None:
+        """Write the score of every network to the trial; raise what ended its training early."""
         if result.error is not None:
             raise result.error
         for task, score in result.scores.items():
             accuracy_on(task.label).write(trial, score.value)
             if self.spec.score == "best":
                 best_epoch_on(task.label).write(trial, score.best_epoch)
-        diverged = [t.label for t, score in result.scores.items() if score.diverged]
-        if diverged:
+        if diverged := [t.label for t, score in result.scores.items() if score.diverged]:
             DIVERGED.write(trial, diverged)
-        at_chance = [t.label for t, score in result.scores.items() if score.stopped_at_chance]
-        if at_chance:
-            STOPPED_AT_CHANCE.write(trial, at_chance)
+        if stopped := [t.label for t, score in result.scores.items() if score.stopped_at_chance]:
+            STOPPED_AT_CHANCE.write(trial, stopped)
         if result.pruned:
             raise TrialPruned("among the worst third of its population")
 

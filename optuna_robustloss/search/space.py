@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from optuna.distributions import FloatDistribution
@@ -130,12 +130,7 @@ class LossParameters:
 
     def build(self, num_classes: int, **options: Any) -> TaylorLoss:
         """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
-        arguments: dict[str, Any] = {
-            "eta": self.eta,
-            "cross_entropy_weight": self.cross_entropy_weight,
-            "variable": self.variable,
-        }
-        return TaylorLoss(self.theta, num_classes, **(arguments | options))
+        return TaylorLoss(num_classes=num_classes, **(asdict(self) | options))
 
 
 @dataclass(frozen=True)
@@ -148,11 +143,7 @@ class PhasedParameters:
     width: float
 
     def build(
-        self,
-        num_classes: int,
-        *,
-        total_steps: int | None = None,
-        **options: Any,
+        self, num_classes: int, *, total_steps: int | None = None, **options: Any
     ) -> PhasedLoss:
         """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
         return PhasedLoss(
@@ -271,11 +262,8 @@ class _LossSpace:
         values = [params[name] for name in self.centre]
         if self.common.coordinates == "canonical":
             values = from_canonical(values, variable=variable).tolist()
-        eta, weight = (
-            params[self.prefix + name] if isinstance(value, tuple) else value
-            for name, value in (
-                ("eta", self.eta),
-                ("cross_entropy_weight", self.cross_entropy_weight),
-            )
-        )
-        return LossParameters(tuple(values), eta, weight, variable)
+        searched: dict[str, Any] = {
+            name: params.get(self.prefix + name, getattr(self, name))
+            for name in ("eta", "cross_entropy_weight")
+        }
+        return LossParameters(tuple(values), variable=variable, **searched)

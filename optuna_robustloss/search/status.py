@@ -1,4 +1,4 @@
-"""How a study stands: who works on it, how far it is, how long it will take."""
+"""The status of a study: its workers, its progress and the time left."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _RECENT = 100
 
 @dataclass(frozen=True)
 class Status:
-    """A study at one moment.
+    """The status of a study at one moment.
 
     ``workers`` has the running trials of each worker with a heartbeat within the lease, by
-    the worker's clock; ``stale`` the running trials without one, which the next worker to ask
-    takes over. A worker that waits for a generation has no trial, and is not seen.
+    the worker's clock; ``stale`` the running trials without one, which the next ask fails.
+    A worker that waits for a generation has no trial and is not listed.
     """
 
     study: str
@@ -48,18 +48,14 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all trials are done."""
         return self.done >= self.total
 
 
 def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
-    """Read how ``study`` stands, without changing anything.
+    """Read the status of ``study``, without changing its storage.
 
-    Args:
-        study: with a spec.
-        spec: its spec.
-        lease: seconds without a heartbeat after which a trial counts as stale.
-
+    ``lease`` is the number of seconds without a heartbeat after which a trial counts as stale.
     """
     trials = study.get_trials(deepcopy=False)
     running = [t for t in trials if t.state == TrialState.RUNNING]
@@ -75,9 +71,7 @@ def status_of(study: Study, spec: StudySpec, *, lease: float = LEASE) -> Status:
     generations = replay(study) if spec.sampler == "generational" else None
     done = trials_done(study, spec) if generations is None else generations.filled
     per_hour = _per_hour(trials)
-    left = None
-    if per_hour:
-        left = timedelta(hours=max(0, spec.n_trials - done) / per_hour)
+    left = timedelta(hours=max(0, spec.n_trials - done) / per_hour) if per_hour else None
     before = spec.n_trials - spec.popsize * spec.generations  # the start loss, of Optuna's
     generation, in_slots = _present_generation(generations, spec, trials, running, done)
     return Status(

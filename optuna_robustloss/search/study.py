@@ -24,7 +24,7 @@ _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 def create_study(
     spec: StudySpec, storage: str | BaseStorage, study_name: str, *, lease: float = LEASE
 ) -> Study:
-    """Create a study for ``spec``, or open it if it is there, and check that they agree.
+    """Create a study for ``spec``, or open the one that has this name and spec.
 
     ``lease`` is the sampler's, in seconds.
 
@@ -121,7 +121,7 @@ def enqueue_start(study: Study, spec: StudySpec) -> None:
 
 
 def finished_study(study: Study, spec: StudySpec) -> bool:
-    """Return whether all trials of the spec are done and all generations complete."""
+    """Return whether all trials of the spec are done and its generations complete."""
     if spec.sampler == "generational":
         generations = read_generations(study)
         return generations is not None and generations.number >= spec.generations

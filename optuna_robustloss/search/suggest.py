@@ -2,69 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from optuna.trial import BaseTrial
 from pydantic import ValidationError
+from torch import Tensor
 
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
-from optuna_robustloss.search.space import SearchSpace, SpaceOptions
+from optuna_robustloss.losses.base import Reduction
+from optuna_robustloss.losses.phased import DEFAULT_WIDTH
+from optuna_robustloss.losses.taylor.polynomial import Variable
+from optuna_robustloss.search.space import (
+    Coordinates,
+    NumberOrRange,
+    SearchSpace,
+    SpaceOptions,
+    Start,
+)
 from optuna_robustloss.spec_files import describe_errors
 
 
-@overload
 def suggest_taylor_loss(
     trial: BaseTrial,
     num_classes: int,
     *,
-    phases: Literal[1] = 1,
     prefix: str | None = None,
-    **options: Any,
-) -> TaylorLoss: ...
-
-
-@overload
-def suggest_taylor_loss(
-    trial: BaseTrial,
-    num_classes: int,
-    *,
-    phases: Literal[2],
-    prefix: str | None = None,
-    **options: Any,
-) -> PhasedLoss: ...
-
-
-def suggest_taylor_loss(
-    trial: BaseTrial,
-    num_classes: int,
-    *,
     phases: Literal[1, 2] = 1,
-    prefix: str | None = None,
-    **options: Any,
+    eta: NumberOrRange = 10.0,
+    cross_entropy_weight: NumberOrRange = 0.0,
+    variable: Variable = "probability",
+    coordinates: Coordinates = "taylor",
+    start: Start = "mae",
+    half_width: float = 3.0,
+    late_eta: NumberOrRange = 0.5,
+    late_cross_entropy_weight: NumberOrRange = 0.0,
+    late_start: Start = "confirm",
+    switch: NumberOrRange = (0.02, 0.32),
+    switch_width: float = DEFAULT_WIDTH,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+    total_steps: int | None = None,
 ) -> TaylorLoss | PhasedLoss:
     """Suggest a Taylor loss: twelve ``suggest_float`` calls and a module that takes logits.
 
     Works with every Optuna sampler and beside any other parameters of the same trial. By default
-    the space is the paper's twelve numbers, named ``theta_0`` … ``theta_11``.
+    the space is the paper's twelve numbers, named ``theta_0`` … ``theta_11`` (Gao et al.,
+    "Searching for Robustness", Eq. 4 and 5).
 
-    With ``phases=2`` two losses are suggested and the moment when one becomes the other:
-    ``early_0`` … ``early_11``, ``late_0`` … ``late_11`` and ``switch``. The ``PhasedLoss`` that is
-    returned must know how far the training is: give ``total_steps``, or set its ``progress``.
+    With ``phases=2`` two losses are suggested, ``early_0`` … ``early_11`` and ``late_0`` …
+    ``late_11``, and the ``switch`` from one to the other. The returned ``PhasedLoss`` needs the
+    progress of the training: give ``total_steps``, or set its ``progress``.
 
     Args:
         trial: of any Optuna study.
         num_classes: C of the task.
-        phases: 1, or 2 for a loss that changes into another.
         prefix: of the parameters' names; two losses in one trial need two prefixes.
-        options: the fields of ``SpaceOptions`` (``eta``, ``cross_entropy_weight``, ``variable``,
-            ``coordinates``, ``start``, ``half_width``; with two phases ``late_eta``,
-            ``late_cross_entropy_weight``, ``late_start``, ``switch``, ``switch_width``), where a
-            pair (low, high) in place of a number adds one log-uniform parameter; and further
-            arguments of ``TaylorLoss``, such as ``reduction`` or ``weight``; with two phases those
-            of both losses, and ``total_steps``.
+        phases: 1, or 2 for a loss that changes into another.
+        eta: range of the loss (Eq. 5). Here as in the other arguments with a default number, a
+            pair (low, high) adds one log-uniform parameter.
+        cross_entropy_weight: α of "normalised polynomial + α · cross-entropy"; number or pair.
+        variable: what the polynomials are written in; see ``taylor_loss``.
+        coordinates: ``"taylor"``, the paper's twelve, or ``"canonical"``, the six (seven for the
+            log variable) that the gradient depends on.
+        start: loss at the centre of the space: ``"mae"``, ``"mse"``, ``"sce"`` or ``"confirm"``.
+        half_width: each coefficient lies within ± this of the start's.
+        late_eta: ``eta`` of the late loss; this and the next four need ``phases=2``.
+        late_cross_entropy_weight: ``cross_entropy_weight`` of the late loss.
+        late_start: ``start`` of the late loss.
+        switch: share of the steps after which the change begins; number or pair.
+        switch_width: share of the steps that the change takes.
+        reduction: as in ``nn.CrossEntropyLoss``.
+        ignore_index: as in ``nn.CrossEntropyLoss``.
+        weight: ``(C,)``, as in ``nn.CrossEntropyLoss``.
+        total_steps: optimiser steps of the training, with ``phases=2``.
 
     Raises:
-        ValueError: an option of the space or of the loss is wrong.
+        ValueError: an argument is out of its domain, or needs ``phases=2``.
 
     >>> import optuna, torch
     >>> def objective(trial):
@@ -77,9 +91,18 @@ def suggest_taylor_loss(
     12
 
     """
-    of_space = {n: options.pop(n) for n in SpaceOptions.model_fields if n in options}
+    given = locals()
     try:
-        chosen = SpaceOptions(phases=phases, **of_space)
+        chosen = SpaceOptions(**{name: given[name] for name in SpaceOptions.model_fields})
     except ValidationError as error:
         raise ValueError(describe_errors(error)) from None
-    return SearchSpace(chosen, prefix).suggest(trial).build(num_classes, **options)
+    of_loss: dict[str, Any] = {
+        "reduction": reduction,
+        "ignore_index": ignore_index,
+        "weight": weight,
+    }
+    if phases == 2:
+        of_loss["total_steps"] = total_steps
+    elif total_steps is not None:
+        raise ValueError("total_steps is an option of phases=2")
+    return SearchSpace(chosen, prefix).suggest(trial).build(num_classes, **of_loss)

@@ -1,4 +1,4 @@
-"""A worker, one of any number: asks, trains and tells until the study is done."""
+"""A worker, one of any number: asks, evaluates and tells until the study is done."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def run_worker(
     on_trial: OnTrial | None = None,
     lease: float = LEASE,
 ) -> None:
-    """Work on ``study`` until its spec's number of trials is done, by whichever worker.
+    """Evaluate trials of ``study`` until its workers have done the spec's number of them.
 
-    Renews the leases of its trials, takes over those of workers that have ended, and drops a result
-    that comes after its own trial was taken over. Ctrl-C marks the running trials failed, so that
-    another worker draws them again, and is passed on; finished trials are kept.
+    Renews the leases of its trials, fails stale trials of other workers, and drops a result if its
+    own trial was failed meanwhile. ``KeyboardInterrupt`` fails the running trials, whose
+    candidates are drawn again, and is raised again; finished trials are kept.
 
     Args:
         study: opened by ``create_study`` or ``open_study``.
@@ -54,7 +54,7 @@ def run_worker(
         n_trials: stop after this many trials of this worker.
         candidates: trials to ask for at once, where so many are free.
         on_trial: called after each of this worker's trials.
-        lease: seconds without a heartbeat after which a trial is taken over.
+        lease: seconds without a heartbeat after which a trial is stale.
 
     >>> from optuna_robustloss import StudySpec, create_study, open_storage
     >>> spec = StudySpec(
@@ -105,7 +105,7 @@ class _Worker:
     # Trials of other workers
 
     def reap(self) -> list[FrozenTrial]:
-        """Fail the stale running trials of other workers; return the rest of theirs."""
+        """Fail the stale running trials of other workers; return their other running trials."""
         if isinstance(self._storage, InMemoryStorage):
             return []
         others = []
@@ -116,7 +116,7 @@ class _Worker:
         return fail_stale_trials(self._storage, others, self._monitor)
 
     def reap_to_the_end(self) -> None:
-        """Wait until every running trial has shown a new heartbeat, or its lease has expired."""
+        """Wait until every running trial has had a new heartbeat or is stale."""
         first = {t.number: heartbeat_of(t) for t in self.reap()}
         while any(first.get(t.number) == heartbeat_of(t) for t in self.reap()):
             time.sleep(min(1.0, self._monitor.lease / 20))
@@ -148,7 +148,7 @@ class _Worker:
                         break
                     trials.append(self._ask())
             except SearchFinished:
-                pass
+                pass  # with the trials asked for so far
             except GenerationTimeoutError:
                 if not trials:
                     raise  # else another worker has taken the last slot of the batch
@@ -161,7 +161,7 @@ class _Worker:
             return trials
 
     def _count(self, count: int) -> int:
-        """Wait until there is something to ask for, and return for how many trials."""
+        """Wait for a free slot; return for how many trials to ask."""
         spec, sampler = self._objective.spec, self._study.sampler
         if isinstance(sampler, GenerationalCmaEsSampler):
             sampler.wait(self._study)  # a worker that only waits needs no trial
@@ -172,11 +172,10 @@ class _Worker:
         return count
 
     def _room(self) -> bool:
-        """Whether other workers have left a slot for one more trial of a batch."""
+        """Whether a slot is free for one more trial of a batch."""
         sampler = self._study.sampler
-        if not isinstance(sampler, GenerationalCmaEsSampler):
-            return True
-        return bool(sampler.generations(self._study).free())
+        generational = isinstance(sampler, GenerationalCmaEsSampler)
+        return not generational or bool(sampler.generations(self._study).free())
 
     def _ask(self) -> Trial:
         trial = self._study.ask()
@@ -190,7 +189,7 @@ class _Worker:
         return trial
 
     def work(self, trials: list[Trial]) -> None:
-        """Evaluate trials together, and tell them all; then raise what went wrong with one."""
+        """Evaluate trials together and tell them all; then raise the first failure."""
         waiting = list(trials)
         failure: Exception | None = None
         try:
@@ -205,7 +204,7 @@ class _Worker:
             raise failure
 
     def _tell_outcome(self, trial: Trial, outcome: float | Exception) -> Exception | None:
-        """Tell one trial; return its exception if it is a failure of the objective."""
+        """Tell one trial; return its exception if the objective failed."""
         if isinstance(outcome, TrialPruned):
             self._tell(trial, None, TrialState.PRUNED)
         elif isinstance(outcome, UpdateFinishedTrialError):
@@ -230,7 +229,7 @@ class _Worker:
             self._on_trial(self._study, self._storage.get_trial(trial._trial_id))
 
     def _taken_over(self, trial: Trial, value: float | None = None) -> bool:
-        """Whether somebody else has finished a trial of ours; its result is dropped then."""
+        """Whether another process has finished this trial; its result is dropped then."""
         stored = self._storage.get_trial(trial._trial_id)
         if not stored.state.is_finished():
             return False
@@ -243,13 +242,13 @@ class _Worker:
         return True
 
     def _give_back(self, trials: list[Trial]) -> None:
-        """Fail trials that were not evaluated, without the mark of a failed objective."""
+        """Fail trials that were not evaluated; the objective does not count as failed."""
         for trial in trials:
             self._keeper.release(self._storage, trial._trial_id)
             fail_trial(self._storage, trial._trial_id)
 
 
 def _has_lease(trial: FrozenTrial) -> bool:
-    """Return whether a running trial is a worker's, or was never begun by any."""
+    """Return whether a running trial has a heartbeat, or was not begun by any worker."""
     begun = trial.params or trial.user_attrs.keys() - {START.key}
     return heartbeat_of(trial) is not None or not begun

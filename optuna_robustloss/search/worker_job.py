@@ -1,4 +1,4 @@
-"""What one of several workers on a machine does, and how work is divided among them."""
+"""The job of a worker process, and how trials and devices are divided among them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import attach_spec, open_study
 from optuna_robustloss.search.worker import run_worker
 
-#: Samplers that learn nothing from a trial until its whole generation is done.
+#: Samplers whose proposals do not depend on trials of the same generation.
 _IN_GENERATIONS = ("generational", "random")
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """What a worker process is told; the study has its spec already."""
+    """The arguments of a worker process; the study carries its spec already."""
 
     storage: str = field(repr=False)
     study_name: str
@@ -37,7 +37,7 @@ class SearchJob:
 
     def run(self) -> None:
         """Work on the study in this process."""
-        with warnings.catch_warnings(action="ignore"):  # the parent has shown them
+        with warnings.catch_warnings(action="ignore"):  # shown by the parent
             study = open_study(open_storage(self.storage), self.study_name, lease=self.lease)
             spec = attach_spec(study, None)
         objective = NoisyLabelObjective(
@@ -53,7 +53,7 @@ class SearchJob:
 
 
 def shares(total: int, workers: int) -> list[int]:
-    """Divide ``total`` among workers as evenly as it goes.
+    """Divide ``total`` among workers as evenly as possible.
 
     >>> shares(12, 5)
     [3, 3, 2, 2, 2]

@@ -11,8 +11,6 @@ import optuna
 import pytest
 import yaml
 from benchmark.test_study import VALUES, each_once
-from support import postgres
-from support.postgres import PostgresServer
 from support.waiting import LIMIT, wait_until
 
 from cli.commands import invoke
@@ -80,21 +78,15 @@ def test_a_killed_benchmark_goes_on_and_ends_with_its_report(bench, url):
 
 
 @pytest.mark.slow
-def test_two_hosts_share_one_postgresql(bench):
-    if reason := postgres.skip_reason():
-        pytest.skip(reason)
-    with PostgresServer() as server:
-        url = server.create_database("bench")
-        both = [start(bench, url, "--together", "2") for _ in range(2)]
-        for process in both:
-            _, errors = process.communicate(timeout=LIMIT)
-            assert process.returncode == 0, errors
-        study, spec = open_benchmark(open_storage(url), "tiny")
-        each_once(study, spec.runs())
-        workers = Counter(
-            t.user_attrs["worker"] for t in study.trials if t.state.name == "COMPLETE"
-        )
-        assert len(workers) == 2
+def test_two_hosts_share_one_postgresql(bench, postgres_url):
+    both = [start(bench, postgres_url, "--together", "2") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors
+    study, spec = open_benchmark(open_storage(postgres_url), "tiny")
+    each_once(study, spec.runs())
+    workers = Counter(t.user_attrs["worker"] for t in study.trials if t.state.name == "COMPLETE")
+    assert len(workers) == 2
 
 
 def test_ctrl_c_keeps_what_is_done(bench, url, monkeypatch):

@@ -20,9 +20,6 @@ from optuna_robustloss.distributed import retry
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.distributed.trial_io import database_of, write_trial
 
-postgres_server = postgres.postgres_server
-postgres_url = postgres.postgres_url
-
 SPACE = {"x": FloatDistribution(0, 1)}
 
 

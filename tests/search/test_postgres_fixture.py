@@ -16,16 +16,10 @@ from support.waiting import LIMIT
 
 FOLDER = Path(__file__).parents[1] / "support"
 
-postgres_server = postgres.postgres_server
-postgres_url = postgres.postgres_url
-
 
 @pytest.fixture(scope="module")
-def server():
-    if reason := postgres.skip_reason():
-        pytest.skip(reason)
-    with PostgresServer() as server:
-        yield server
+def server(postgres_server):
+    return postgres_server
 
 
 def connect(url, **options):
@@ -91,6 +85,7 @@ def test_a_stop_ends_connections_and_refuses_new_ones(server, mode):
     connect(url).close()
 
 
+@pytest.mark.slow
 def test_settings_are_the_servers_and_a_wrong_one_is_shown():
     if reason := postgres.skip_reason():
         pytest.skip(reason)
@@ -113,6 +108,7 @@ def test_every_test_gets_an_empty_database_of_one_server(postgres_server, postgr
         assert connection.execute(query).fetchone() == (1,)
 
 
+@pytest.mark.slow
 def test_a_closed_server_leaves_nothing():
     if reason := postgres.skip_reason():
         pytest.skip(reason)

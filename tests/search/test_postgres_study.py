@@ -14,10 +14,8 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support import postgres
 from support.chaos import Zygote
 from support.chaos_checks import WorkerGroup, check_study, evaluated, state, stored_text
-from support.postgres import PostgresServer
 from support.small import small_spec
 from support.waiting import LIMIT, wait_until
 
@@ -31,11 +29,8 @@ PICKLE = re.compile(r"80(02|03|04|05)(95|7d|5d|63)[0-9a-f]{8}|gASV|gAWV", re.IGN
 
 
 @pytest.fixture(scope="module")
-def server():
-    if reason := postgres.skip_reason():
-        pytest.skip(reason)
-    with PostgresServer() as server:
-        yield server
+def server(postgres_server):
+    return postgres_server
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +133,7 @@ class Bomb:
 
 def test_a_planted_pickle_is_never_loaded(server, zygote, tmp_path):
     url = server.create_database("bomb")
-    spec = small_spec(popsize=4, generations=3)
+    spec = small_spec(popsize=4, generations=2)
     orders = order(url, spec)
     marker = tmp_path / "exploded"
     study = optuna.load_study(storage=open_storage(url), study_name="s")
@@ -154,7 +149,7 @@ def test_a_planted_pickle_is_never_loaded(server, zygote, tmp_path):
         )
     )
     crew = WorkerGroup([zygote], orders)
-    for _ in range(3):
+    for _ in range(2):
         crew.start()
     crew.run()
     crew.check()
@@ -185,23 +180,24 @@ def test_a_wrong_url_is_one_message_without_the_password(server, wrong):
     assert "Traceback" not in done.stderr
 
 
-def test_twenty_workers_that_start_at_once_agree(server, zygote, tmp_path):
-    url = server.create_database("late")
-    spec = small_spec(popsize=10, generations=2)
+@pytest.mark.parametrize("workers", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_workers_that_start_at_once_agree(server, zygote, tmp_path, workers):
+    url = server.create_database(f"late{workers}")
+    spec = small_spec(popsize=5, generations=2)
     path = tmp_path / "spec.yaml"
     path.write_text(spec.model_dump_json())
     create = ["create-study", "--storage", url, "--study-name", "s", "--direction", "maximize"]
     subprocess.run(
         [Path(sys.executable).with_name("optuna"), *create], check=True, capture_output=True
     )
-    argv, at = ["worker.py", "s", "--storage", url, "--spec", str(path)], time.time() + 2
+    argv, at = ["worker.py", "s", "--storage", url, "--spec", str(path)], time.time() + 1
     crew = WorkerGroup([zygote], {})
-    crew.workers = [zygote.start("script", argv=argv, at=at) for _ in range(20)]
+    crew.workers = [zygote.start("script", argv=argv, at=at) for _ in range(workers)]
     crew.run()
     crew.check()
     study = optuna.load_study(storage=open_storage(url), study_name="s")
     assert not [t for t in study.trials if not t.state.is_finished()]
-    assert [len(told) for told in read_generations(study).told] == [10, 10]
+    assert [len(told) for told in read_generations(study).told] == [5, 5]
     stored = stored_text(url)
     keys = stored["study_user_attributes.key"] + stored["study_system_attributes.key"]
     assert sorted(keys) == sorted(set(keys))
@@ -219,17 +215,17 @@ def free_port():
 def test_workers_behind_a_grpc_proxy_come_to_the_same_state(server, zygote):
     pytest.importorskip("grpc")
     url, port = server.create_database("proxy"), free_port()
-    spec = small_spec(popsize=4, generations=4)
+    spec = small_spec(popsize=4, generations=2)
     orders = order(url, spec)
     proxy = zygote.start("proxy", url=url, port=port)
     wait_until(lambda: accepts(port))
     crew = WorkerGroup(
         [zygote],
         orders | {"url": f"grpc://127.0.0.1:{port}"},
-        kills=3,
+        kills=1,
         deaths=["asked", "done"],
     )
-    for _ in range(3):
+    for _ in range(2):
         crew.start()
     crew.run()
     proxy.send(signal.SIGKILL)
@@ -245,11 +241,11 @@ def accepts(port):
 
 def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
     url = f"journal:{tmp_path / 'study.log'}"
-    spec = small_spec(popsize=4, generations=4)
+    spec = small_spec(popsize=4, generations=2)
     create_study(spec, open_storage(url, create=True), "s", lease=3.0)
     orders = {"url": url, "study": "s", "lease": 3.0, "pause": (0.05, 0.4)}
-    crew = WorkerGroup([zygote], orders, kills=3, deaths=["asked", "done"])
-    for _ in range(3):
+    crew = WorkerGroup([zygote], orders, kills=1, deaths=["asked", "done"])
+    for _ in range(2):
         crew.start()
     crew.run()
     crew.check()

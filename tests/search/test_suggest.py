@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from inspect import signature
 
 import optuna
 import pytest
@@ -20,7 +21,7 @@ from optuna_robustloss.losses import (
     equivalent,
 )
 from optuna_robustloss.losses.serialization import describe_loss
-from optuna_robustloss.search.space import LossParameters
+from optuna_robustloss.search.space import LossParameters, SpaceOptions
 from optuna_robustloss.search.suggest import suggest_taylor_loss
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -216,6 +217,23 @@ def test_a_trial_of_another_space_is_an_error():
 
 
 # --- Arguments ---
+
+
+def test_the_signature_is_the_model_of_the_search_space():
+    fields = SpaceOptions.model_fields
+    arguments = signature(suggest_taylor_loss, eval_str=True).parameters
+    assert fields.keys() < arguments.keys()
+    assert {n: arguments[n].default for n in fields} == {n: f.default for n, f in fields.items()}
+    of_loss = signature(TaylorLoss).parameters
+    own = {"trial", "num_classes", "prefix", "total_steps"}
+    for name in arguments.keys() - fields.keys() - own:
+        assert arguments[name].default == of_loss[name].default, name
+    assert of_loss.keys() - {"theta"} < arguments.keys()
+    trial = CountingTrial({})
+    with pytest.raises(TypeError, match=r"suggest_taylor_loss\(\) got .* 'etta'"):
+        suggest_taylor_loss(trial, 10, etta=1)
+    with pytest.raises(ValueError, match="total_steps is an option of phases=2"):
+        suggest_taylor_loss(trial, 10, total_steps=1)
 
 
 @pytest.mark.parametrize(
