@@ -1,11 +1,12 @@
 """Simulate searches whose generations differ in luck: which rule selects the best finalists?
 
-A candidate's measured accuracy is its true accuracy + an offset that its generation shares + noise
-of its own; candidates too far from the optimum stay at chance, without the offset. CMA-ES ranks a
-generation by the measured values. Each rule selects three trials, which are measured again beside
-the mean of the last CMA means, on three seeds that all of them share; the best mean wins.
+A candidate's measured accuracy is its true accuracy, an offset that its generation shares, and
+noise of its own; candidates far from the optimum stay at chance. CMA-ES ranks each generation by
+the measured accuracies. A rule selects three trials, which are measured again beside the mean of
+the last five CMA means, on three seeds that all of them share; the highest mean wins. The figures
+are true accuracies, in points below the optimum, averaged over the searches.
 
-    python -m benchmarks.finalists --repetitions 400
+    python -m benchmarks.finalists
 """
 
 from __future__ import annotations
@@ -13,140 +14,155 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from cmaes import CMA
+from rich.console import Console
+from rich.table import Table
 
 DIMENSIONS, POPSIZE, FINALISTS, SEEDS, LAST_MEANS = 12, 12, 3, 3, 5
 CHANCE, OPTIMUM = 10.0, 70.0
-#: Points lost per unit of squared distance along each axis, and what fails altogether.
-AXES = np.geomspace(0.1, 3.0, DIMENSIONS)
+#: Points lost per squared unit along each axis, and the loss beyond which nothing is learned.
+CURVATURE = np.geomspace(0.1, 3.0, DIMENSIONS)
 FAILS = 35.0
+#: Standard deviation of the start's coordinates around the optimum, in units of the first σ.
+START = 0.9
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of search: ``offset`` and ``noise`` are standard deviations in points."""
+
+    generations: int
+    offset: float
+    noise: float
+    random: bool = False
+
 
 @dataclass(frozen=True)
 class Search:
-    """Trials of one simulated search, in the order of their evaluation."""
+    """The trials of a simulated search: measured and true accuracies ``(generations, popsize)``."""
 
-    generation: np.ndarray
-    """(n,) from 0."""
     value: np.ndarray
-    """(n,) measured accuracies in percent."""
     truth: np.ndarray
-    """(n,) true accuracies in percent."""
     mean_truth: float
-    """Of the mean of the last CMA means."""
+    """True accuracy of the mean of the last CMA means."""
 
 
 def true_accuracy(x: np.ndarray) -> np.ndarray:
-    """Return the true accuracies (n,) in percent of points (n, 12) around the optimum at 0."""
-    loss = (AXES * x**2).sum(-1)
+    """Return the true accuracy in percent of points ``(..., 12)``, whose optimum is 0."""
+    loss = (CURVATURE * x**2).sum(-1)
     return np.where(loss < FAILS, OPTIMUM - loss, CHANCE)
 
 
-def search(rng: np.random.Generator, generations: int, offset: float, noise: float) -> Search:
-    """Run CMA-ES on measured accuracies; offset and noise are standard deviations in points."""
-    start = rng.standard_normal(DIMENSIONS) * 0.9
+def simulate(case: Case, rng: np.random.Generator) -> Search:
+    """Run one search."""
+    start = START * rng.standard_normal(DIMENSIONS)
     cma = CMA(start, 1.0, population_size=POPSIZE, seed=int(rng.integers(2**31)))
     values, truths, means = [], [], []
-    for _ in range(generations):
-        points = np.array([cma.ask() for _ in range(POPSIZE)]) if not RANDOM else start+rng.standard_normal((POPSIZE,DIMENSIONS))
+    for _ in range(case.generations):
+        if case.random:
+            points = start + rng.standard_normal((POPSIZE, DIMENSIONS))
+        else:
+            points = np.array([cma.ask() for _ in range(POPSIZE)])
         truth = true_accuracy(points)
-        trained = truth > CHANCE
-        measured = truth + noise * rng.standard_normal(POPSIZE) * np.where(trained, 1, 0.3)
-        measured += trained * offset * rng.standard_normal()
-        values.append(np.maximum(measured, CHANCE - 2))
+        shift = case.offset * rng.standard_normal() + case.noise * rng.standard_normal(POPSIZE)
+        values.append(np.where(truth > CHANCE, np.maximum(truth + shift, CHANCE), CHANCE))
         truths.append(truth)
         cma.tell(list(zip(points, -values[-1], strict=True)))
         means.append(cma.mean)
-    last = np.mean(means[-LAST_MEANS:], axis=0)
-    generation = np.repeat(np.arange(generations), POPSIZE)
-    return Search(
-        generation, np.concatenate(values), np.concatenate(truths), float(true_accuracy(last))
-    )
+    last = true_accuracy(np.mean(means[-LAST_MEANS:], axis=0))
+    return Search(np.array(values), np.array(truths), float(last))
 
 
-import sys
-RANDOM="--random" in sys.argv
-Rule = Callable[[Search], np.ndarray]
+def centred(value: np.ndarray) -> np.ndarray:
+    """Return values minus their generation's median."""
+    return value - np.median(value, axis=1, keepdims=True)
 
 
-def of_generation(search: Search, statistic: Callable[..., np.ndarray]) -> np.ndarray:
-    return statistic(search.value.reshape(-1, POPSIZE), axis=1)
+def with_line(value: np.ndarray) -> np.ndarray:
+    """Return values minus their generation's median, plus a straight line through the medians."""
+    medians = np.median(value, axis=1)
+    x = np.arange(len(medians))
+    return centred(value) + np.polynomial.Polynomial.fit(x, medians, 1)(x)[:, None]
 
 
-def raw(search: Search) -> np.ndarray:
-    return search.value
+def smoothed(value: np.ndarray) -> np.ndarray:
+    """Return values minus their generation's median, plus a running mean of the medians."""
+    medians = np.median(value, axis=1)
+    trend = [medians[max(0, g - 2) : g + 3].mean() for g in range(len(medians))]
+    return centred(value) + np.array(trend)[:, None]
 
 
-def centred(search: Search, statistic: Callable[..., np.ndarray] = np.median) -> np.ndarray:
-    return search.value - of_generation(search, statistic)[search.generation]
+def last(score: Callable[[np.ndarray], np.ndarray], count: int) -> Callable[..., np.ndarray]:
+    """Return a rule that selects from the last generations only."""
+
+    def rule(value: np.ndarray) -> np.ndarray:
+        scores = score(value).astype(float)
+        scores[: max(0, len(value) - count)] = -np.inf
+        return scores
+
+    return rule
 
 
-def detrended(
-    search: Search, degree: int, statistic: Callable[..., np.ndarray] = np.median
-) -> np.ndarray:
-    centres = of_generation(search, statistic)
-    x = np.arange(len(centres))
-    trend = np.polynomial.Polynomial.fit(x, centres, degree)(x)
-    return centred(search, statistic) + trend[search.generation]
-
-
-def smoothed(search: Search, width: int, statistic: Callable[..., np.ndarray] = np.median):
-    centres = of_generation(search, statistic)
-    trend = [centres[max(0, i - width) : i + width + 1].mean() for i in range(len(centres))]
-    return centred(search, statistic) + np.array(trend)[search.generation]
-
-
-def last(search: Search, count: int) -> np.ndarray:
-    late = search.generation >= search.generation.max() + 1 - count
-    return np.where(late, centred(search), -np.inf)
-
-def last_raw(search: Search, count: int) -> np.ndarray:
-    late = search.generation >= search.generation.max() + 1 - count
-    return np.where(late, search.value, -np.inf)
-
-
-RULES: dict[str, Rule] = {
-    "raw fitness": raw,
-    "minus the generation's mean": lambda s: centred(s, np.mean),
-    "minus the generation's median": centred,
-    "median, plus a straight trend": lambda s: detrended(s, 1),
-    "median, plus a quadratic trend": lambda s: detrended(s, 2),
-    "mean, plus a straight trend": lambda s: detrended(s, 1, np.mean),
-    "median, smoothed over 5": lambda s: smoothed(s, 2),
-    "median, smoothed over 11": lambda s: smoothed(s, 5),
-    **{f"median, last {k}": (lambda s, k=k: last(s, k)) for k in (1, 3, 5, 10)},
-    **{f"raw, last {k}": (lambda s, k=k: last_raw(s, k)) for k in (3, 5, 10)},
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "value": lambda value: value,
+    "minus median": centred,
+    "minus median, plus line": with_line,
+    "minus median, plus running mean": smoothed,
+    "value, last 5 generations": last(lambda value: value, 5),
+    **{f"minus median, last {k} generations": last(centred, k) for k in (1, 3, 5, 10)},
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repetitions", type=int, default=400)
-    parser.add_argument("--generations", type=int, default=30)
-    parser.add_argument("--offset", type=float, default=5.5)
-    parser.add_argument("--noise", type=float, default=2.5)
-    parser.add_argument("--random", action="store_true")
-    args = parser.parse_args()
-    rows = {name: [] for name in RULES}
-    first=[];lastm=[];best=[];mean=[]; spread=[]
-    for seed in range(args.repetitions):
+def select(
+    search: Search, rule: Callable[[np.ndarray], np.ndarray], again: np.ndarray
+) -> tuple[float, float, float]:
+    """Return the true accuracies of the winner, of the best trial, and of the trials on average.
+
+    ``again (4,)`` is the noise of the second round.
+    """
+    chosen = np.argsort(-rule(search.value).ravel(), kind="stable")[:FINALISTS]
+    trials = search.truth.ravel()[chosen]
+    finalists = np.append(trials, search.mean_truth)
+    best = trials[np.argmax(trials + again[:FINALISTS])]
+    return float(finalists[np.argmax(finalists + again)]), float(best), float(trials.mean())
+
+
+def compare(case: Case, repetitions: int) -> np.ndarray:
+    """Return the points below the optimum, ``(repetitions, rules, 3)``; see ``select``."""
+    found = []
+    for seed in range(repetitions):
         rng = np.random.default_rng(seed)
-        s = search(rng, args.generations, args.offset, args.noise)
-        again = args.noise / SEEDS**0.5 * rng.standard_normal(FINALISTS + 1)
-        tr=s.truth.reshape(-1,POPSIZE)
-        first.append(tr[0].mean()); lastm.append(tr[-5:].mean()); best.append(s.truth.max()); mean.append(s.mean_truth); spread.append(tr[-5:].std(1).mean())
-        for name, rule in RULES.items():
-            score = rule(s)
-            chosen = np.argsort(-score, kind="stable")[:FINALISTS]
-            truth = np.append(s.truth[chosen], s.mean_truth)
-            won = truth[np.argmax(truth + again)]
-            trial = s.truth[chosen][np.argmax(s.truth[chosen]+again[:3])]
-            rows[name].append((won, trial, s.truth[chosen].mean(), s.generation[chosen].mean()))
-    print(np.mean(first), np.mean(lastm), np.mean(best), np.mean(mean), "within sd late", np.mean(spread))
-    for name, values in rows.items():
-        v = np.array(values)
-        print(f"{name:35s} winner {v[:,0].mean():.2f} ± {v[:,0].std()/len(v)**.5:.2f} trial winner {v[:,1].mean():.2f} mean of finalists {v[:,2].mean():.2f} generation {v[:,3].mean():.1f}")
+        search = simulate(case, rng)
+        again = case.noise / SEEDS**0.5 * rng.standard_normal(FINALISTS + 1)
+        found.append([select(search, rule, again) for rule in RULES.values()])
+    return OPTIMUM - np.array(found)
+
+
+def main() -> None:
+    """Print a table for each kind of search."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=200)
+    repetitions = parser.parse_args().repetitions
+    cases = [Case(30, offset, noise) for offset, noise in product((5.0, 6.0), (2.0, 3.0))]
+    cases += [Case(8, 5.5, 2.5), Case(30, 0.0, 2.5), Case(30, 5.5, 2.5, random=True)]
+    console = Console(width=110)
+    for case in cases:
+        kind = "random search" if case.random else "CMA-ES"
+        table = Table(
+            title=f"{kind}, {case.generations} generations, offset {case.offset}, "
+            f"noise {case.noise}: points below the optimum (standard error)"
+        )
+        for name in ("rule", "winner", "best of the three trials", "mean of the three trials"):
+            table.add_column(name)
+        below = compare(case, repetitions)
+        errors = below.std(0, ddof=1) / repetitions**0.5
+        for name, means, own in zip(RULES, below.mean(0), errors, strict=True):
+            cells = (f"{m:.2f} ({e:.2f})" for m, e in zip(means, own, strict=True))
+            table.add_row(name, *cells)
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class NoisyLabelObjective:
                 list(members.values()),
                 seed,
                 reports=[partial(self._report, trials[position]) for position in members],
-                prune_at=self.spec.prune_at,
+                stop_early=True,
             )
             for position, score in zip(members, scores, strict=True):
                 try:
@@ -205,15 +205,16 @@ class NoisyLabelObjective:
         seed: int,
         *,
         reports: Sequence[Report] | None = None,
-        prune_at: Sequence[float] = (),
+        stop_early: bool = False,
     ) -> list[LossScore]:
         """Score losses on every task of the spec, with everything random taken from ``seed``.
 
         Args:
             losses: K of them, trained together.
-            seed: see above.
+            seed: of noise, split, initial weights and batch order.
             reports: see ``score_losses``.
-            prune_at: see ``score_losses``; by default every loss is trained to the end.
+            stop_early: stop candidates at chance and prune the worst, as the spec says. By
+                default every loss is trained to the end.
 
         """
         return score_losses(
@@ -224,6 +225,6 @@ class NoisyLabelObjective:
             horizons=self.spec.horizons,
             device=self.device,
             reports=reports,
-            stop_at_chance_after=self.spec.stop_at_chance_after,
-            prune_at=prune_at,
+            stop_at_chance_after=self.spec.stop_at_chance_after if stop_early else None,
+            prune_at=self.spec.prune_at if stop_early else (),
         )

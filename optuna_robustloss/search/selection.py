@@ -29,8 +29,8 @@ from optuna_robustloss.search.study import attach_spec, read_generations, trials
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.training.train import steps_per_epoch
 
-#: Number of last generations whose CMA means are averaged.
-LAST_MEANS = 5
+#: Number of last generations whose CMA means are averaged, and whose trials may be finalists.
+LAST_GENERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -124,28 +124,54 @@ def _weighted_mean(
     return mean
 
 
+def rank_trials(trials: Sequence[FrozenTrial], spec: StudySpec) -> list[FrozenTrial]:
+    """Rank the complete trials of the last five generations by value minus their median.
+
+    Generations differ by the luck of their seeds, so values of two generations do not compare
+    (``benchmarks/finalists.py`` measures the rule). A generation counts if more than half of its
+    trials are complete; if none does, trials are ranked by value. Random search does not improve:
+    all its generations count.
+
+    Args:
+        trials: complete and pruned ones; a pruned one lies below the median.
+        spec: of their study.
+
+    """
+    by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
+    for trial in trials:
+        by_generation[generation_of(trial, spec.popsize)].append(trial)
+    medians: dict[int, float] = {}
+    for generation, members in sorted(by_generation.items()):
+        done = [t.value or 0.0 for t in members if t.state == TrialState.COMPLETE]
+        values = done + [-math.inf] * (len(members) - len(done))
+        if len(done) > max(len(members), spec.popsize) / 2:
+            medians[generation] = float(np.median(values))
+    late = [*medians][-LAST_GENERATIONS:] if spec.sampler != "random" else [*medians]
+    candidates = [t for generation in late for t in by_generation[generation]] or trials
+    return sorted(
+        (t for t in candidates if t.state == TrialState.COMPLETE),
+        key=lambda t: medians.get(generation_of(t, spec.popsize), 0.0) - (t.value or 0.0),
+    )
+
+
 def choose_finalists(study: Study, spec: StudySpec) -> list[Finalist]:
-    """Return the mean of the last five CMA means, the best trials, and the start as control.
+    """Return the mean of the last five CMA means, the best late trials, and the start as control.
 
     Raises:
         ValueError: no trial is complete yet.
 
     """
     space = spec.space
-    complete = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if START.read(trial) is None
-    ]
-    if not complete:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    ranked = rank_trials([t for t in trials if START.read(t) is None], spec)
+    if not ranked:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
     found: dict[str, dict[str, float]] = {}
-    last = generation_means(study, spec)[-LAST_MEANS:]
+    last = generation_means(study, spec)[-LAST_GENERATIONS:]
     if last:
         even = np.full(len(last), 1 / len(last))
         found[f"mean of the last {len(last)} CMA means"] = _weighted_mean(last, even, spec)
-    best = sorted(complete, key=lambda t: -(t.value or 0.0))[: spec.finalists]
-    found |= {f"trial {t.number}": dict(t.params) for t in best}
+    found |= {f"trial {t.number}": dict(t.params) for t in ranked[: spec.finalists]}
     finalists = [Finalist(name, params, space.at(params)) for name, params in found.items()]
     # The control has the range, the cross-entropy weight and the switch of the first candidate.
     first, centre = finalists[0].params, space.start_point

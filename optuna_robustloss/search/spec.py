@@ -102,7 +102,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     source_studies: OneOrMany[SourceStudy] = ()
     """Earlier studies whose best candidates the search starts from."""
     finalists: int = Field(default=3, ge=1)
-    """Top candidates that are trained again beside the mean of the last CMA means."""
+    """Best late candidates that are trained again beside the mean of the last CMA means."""
     finalist_seeds: int = Field(default=3, ge=3)
     """Fresh seeds each finalist is trained with."""
 

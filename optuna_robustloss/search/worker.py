@@ -174,8 +174,9 @@ class _Worker:
     def _room(self) -> bool:
         """Whether a slot is free for one more trial of a batch."""
         sampler = self._study.sampler
-        generational = isinstance(sampler, GenerationalCmaEsSampler)
-        return not generational or bool(sampler.generations(self._study).free())
+        if isinstance(sampler, GenerationalCmaEsSampler):
+            return bool(sampler.generations(self._study).free())
+        return True
 
     def _ask(self) -> Trial:
         trial = self._study.ask()

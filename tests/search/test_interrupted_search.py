@@ -27,10 +27,10 @@ import sys, time
 from optuna_robustloss.cli.app import main
 from optuna_robustloss.search.objective import NoisyLabelObjective as Objective
 scores = Objective.scores
-def stuck(self, losses, seed, *, reports=None, prune_at=()):
+def stuck(self, losses, seed, *, reports=None, stop_early=False):
     if reports is not None and any(report.args[0].number == 2 for report in reports):
         time.sleep(600)
-    return scores(self, losses, seed, reports=reports, prune_at=prune_at)
+    return scores(self, losses, seed, reports=reports, stop_early=stop_early)
 Objective.scores = stuck
 main()
 """

@@ -215,7 +215,7 @@ def free_port():
 def test_workers_behind_a_grpc_proxy_come_to_the_same_state(server, zygote):
     pytest.importorskip("grpc")
     url, port = server.create_database("proxy"), free_port()
-    spec = small_spec(popsize=4, generations=2)
+    spec = small_spec(popsize=4, generations=5)
     orders = order(url, spec)
     proxy = zygote.start("proxy", url=url, port=port)
     wait_until(lambda: accepts(port))
@@ -225,7 +225,7 @@ def test_workers_behind_a_grpc_proxy_come_to_the_same_state(server, zygote):
         kills=1,
         deaths=["asked", "done"],
     )
-    for _ in range(2):
+    for _ in range(3):
         crew.start()
     crew.run()
     proxy.send(signal.SIGKILL)
@@ -241,11 +241,11 @@ def accepts(port):
 
 def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
     url = f"journal:{tmp_path / 'study.log'}"
-    spec = small_spec(popsize=4, generations=2)
+    spec = small_spec(popsize=4, generations=5)
     create_study(spec, open_storage(url, create=True), "s", lease=3.0)
     orders = {"url": url, "study": "s", "lease": 3.0, "pause": (0.05, 0.4)}
     crew = WorkerGroup([zygote], orders, kills=1, deaths=["asked", "done"])
-    for _ in range(2):
+    for _ in range(3):
         crew.start()
     crew.run()
     crew.check()

@@ -120,11 +120,11 @@ def test_a_trial_taken_over_while_it_trains_is_dropped(where, storage, caplog, m
     study = create_study(SPEC, storage if where == "sqlite" else None, "small")
     scores, seen = NoisyLabelObjective.scores, []
 
-    def slow(self, losses, seed, *, reports, prune_at):
+    def slow(self, losses, seed, *, reports, stop_early):
         (trial,) = (report.args[0] for report in reports)
         if trial.number == 1:
             taken_over(study)(trial)
-        return scores(self, losses, seed, reports=reports, prune_at=prune_at)
+        return scores(self, losses, seed, reports=reports, stop_early=stop_early)
 
     monkeypatch.setattr(NoisyLabelObjective, "scores", slow)
     objective = NoisyLabelObjective(SPEC)

@@ -90,7 +90,7 @@ class CheapObjective(NoisyLabelObjective):
         return []
 
     def scores(
-        self, losses: Any, seed: int, *, reports: Any = None, prune_at: Any = ()
+        self, losses: Any, seed: int, *, reports: Any = None, stop_early: bool = False
     ) -> list[LossScore]:
         """Take a while, and return what the parameters deserve, with noise from the seed."""
         (task,) = self.spec.tasks
