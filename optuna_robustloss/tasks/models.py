@@ -74,7 +74,7 @@ def model_names() -> list[str]:
     """Return the networks of the paper, sorted; ``timm/...`` and ``torchvision/...`` come on top.
 
     >>> model_names()
-    ['cnn4', 'jocor', 'mlp2', 'mlp3', 'resnet18', 'vgg11']
+    ['cnn4', 'jocor', 'jocor-code', 'mlp2', 'mlp3', 'resnet18', 'vgg11']
     """
     return sorted(_OWN)
 
@@ -150,6 +150,24 @@ def _jocor(num_classes: int, image_shape: ImageShape) -> nn.Module:
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)
     )
+
+
+def _jocor_code(num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """Build the CNN of the code of Wei et al. (hongxin001/JoCoR, model/cnn.py).
+
+    The last convolution has 16 channels, and a third max-pool stands in place of Table 6's average
+    pool: 16·4·4 = 256 features of a 32×32 image, 16·3·3 of a 28×28 one.
+    """
+    _require_pixels("jocor-code", image_shape, 8)
+    layers: list[nn.Module] = []
+    inputs = image_shape[0]
+    for widths in ((64, 64), (128, 128), (196, 16)):
+        for outputs in widths:
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))
+    flat = inputs * (image_shape[1] // 8) * (image_shape[2] // 8)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, num_classes))
 
 
 def _small_vgg11(num_classes: int, image_shape: ImageShape) -> nn.Module:
@@ -293,6 +311,7 @@ _OWN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
     "mlp3": partial(_mlp, hidden_layers=2),
     "cnn4": _cnn4,
     "jocor": _jocor,
+    "jocor-code": _jocor_code,
     "vgg11": _small_vgg11,
     "resnet18": _small_resnet18,
 }

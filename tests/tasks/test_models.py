@@ -77,6 +77,13 @@ def test_images_need_not_be_square(name):
             + 3 * 2 * (64 + 128 + 196)
             + (196 * 10 + 10),
         ),
+        (
+            "jocor-code",
+            CIFAR,  # hongxin001/JoCoR, model/cnn.py: 196 → 16 channels, and FC 256 → 10
+            9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 196 + 196 * 16)
+            + 3 * (2 * 64 + 2 * 128 + 196 + 16)
+            + (256 * 10 + 10),
+        ),
     ],
 )
 def test_parameters_are_those_of_table_6(name, image_shape, expected):
@@ -98,6 +105,20 @@ def test_jocor_pools_the_whole_eight_by_eight_map_of_table_6():
     h = features(x)
     assert h.shape == (2, 196, 8, 8)
     assert torch.allclose(model(x), model[-1](F.avg_pool2d(h, 8).flatten(1)), atol=1e-6)
+
+
+def test_jocor_code_is_the_authors_forward_pass():
+    model, x = build("jocor-code"), images(2, CIFAR)
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model if isinstance(m, nn.BatchNorm2d)]
+    h = x
+    for index, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True)):
+        h = F.conv2d(h, convolution.weight, convolution.bias, padding=1)
+        h = F.relu(F.batch_norm(h, None, None, norm.weight, norm.bias, training=True))
+        if index % 2:
+            h = F.max_pool2d(h, 2)
+    assert h.shape == (2, 16, 4, 4)
+    assert torch.allclose(model(x), model[-1](h.flatten(1)), atol=1e-5)
 
 
 def test_small_vgg11_has_torchvisions_features():
@@ -213,7 +234,7 @@ def test_an_unknown_name_is_answered_with_close_ones(name, close):
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(ValueError, match=r"cnn4, jocor, mlp2.*'torchvision/NAME'$"):
+    with pytest.raises(ValueError, match=r"cnn4, jocor, jocor-code, mlp2.*'torchvision/NAME'$"):
         build("qqqqqqqq")
 
 
@@ -228,6 +249,7 @@ def test_pretrained_weights_that_do_not_exist_are_refused(name, shape):
     [
         ("cnn4", (1, 15, 28), "cnn4 needs images of at least 16×16 pixels, got"),
         ("jocor", (1, 3, 28), "jocor needs images of at least 4×4 pixels"),
+        ("jocor-code", (1, 7, 28), "jocor-code needs images of at least 8×8 pixels"),
         ("torchvision/alexnet", (3, 16, 16), r"alexnet does not take images of shape \(3, 16, 16"),
         ("mlp2", (28, 28), r"\(channels, height, width\), got \(28, 28\)"),
         ("mlp2", (1, 0, 28), r"got \(1, 0, 28\)"),

@@ -96,7 +96,7 @@ def test_attention_fuses_in_the_batch_layout():
         verify(CHANNELS, Attention(), images())
 
 
-@pytest.mark.parametrize("name", ["mlp3", "cnn4", "jocor"])
+@pytest.mark.parametrize("name", ["mlp3", "cnn4", "jocor", "jocor-code"])
 @every_build
 def test_networks_of_the_paper(name, build):
     network = build_model(name, num_classes=10, image_shape=(1, 16, 16))
