@@ -19,6 +19,9 @@ from optuna_robustloss.spec_files import StrictModel
 from optuna_robustloss.tasks.models import check_model_name
 
 Precision = Literal["float32", "bfloat16"]
+_FLOAT32 = torch.finfo(torch.float32)
+#: A number that float32 holds: the weights are float32.
+Positive = Annotated[float, Field(ge=_FLOAT32.tiny, le=_FLOAT32.max, allow_inf_nan=False)]
 
 
 def recipe_for(architecture: str, dataset: str) -> "Recipe":
@@ -26,13 +29,13 @@ def recipe_for(architecture: str, dataset: str) -> "Recipe":
 
     - ``mlp2``, ``mlp3``, ``cnn4``: SGD, learning rate 0.01, momentum 0.9. Batch and epochs are not
       given; 128 and 100 are our choice.
-    - ``jocor``: Adam, 0.001. Batch 128, 200 epochs and the linear decay to zero from epoch 80 on
-      are those of Wei et al. (CVPR 2020), where the network comes from.
+    - ``jocor``, ``jocor-code``: Adam, 0.001. Batch 128, 200 epochs and the linear decay to zero
+      from epoch 80 on are those of Wei et al. (CVPR 2020), where the networks come from.
     - every other network: the CIFAR protocol of Zhang et al. (Lookahead, NeurIPS 2019), as the
-      paper says for ``vgg11`` and ``resnet18``: SGD with momentum 0.9, batch 128, 200 epochs,
-      learning rate divided by 5 at epochs 60, 120 and 160, random crops and flips, Lookahead with
-      k = 5 and α = 0.8. Learning rate 0.1 and weight decay 0.001 are the values that later
-      reproductions of that protocol run with.
+      paper says for ``vgg11`` and ``resnet18``: SGD with Nesterov momentum 0.9, learning rate
+      0.1 divided by 5 at epochs 60, 120 and 160, batch 128, 200 epochs, random crops and flips,
+      as in the code that it builds on (uoguelph-mlrg/Cutout, train.py), and Lookahead with k = 5
+      and α = 0.8. Weight decay 0.001 is what later reproductions of that protocol run with.
     - any network on ``clothing1m``: Adam at 8e-4, 5e-4 and 5e-5 for 5 epochs each, batch 64, after
       Wei et al. The paper prints 5e-4 twice, which reads as a slip: it follows their setting, and
       two equal segments would be one of 10 epochs.
@@ -43,7 +46,7 @@ def recipe_for(architecture: str, dataset: str) -> "Recipe":
     check_model_name(architecture)
     if dataset == "clothing1m":
         return _CLOTHING1M
-    if architecture == "jocor":
+    if architecture in ("jocor", "jocor-code"):
         return _JOCOR
     if architecture in ("mlp2", "mlp3", "cnn4"):
         return _SMALL
@@ -112,26 +115,26 @@ class Recipe(StrictModel):
     """
 
     optimizer: Literal["sgd", "adam", "adamw"]
-    lr: float = Field(gt=0, allow_inf_nan=False)
+    lr: Positive
     """Learning rate at the start of the run."""
-    batch_size: int = Field(gt=0)
-    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0, le=2**20)
+    epochs: int = Field(gt=0, le=100_000)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """sgd only."""
     nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=_FLOAT32.max, allow_inf_nan=False)
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
     milestones: tuple[float, ...] = ()
     """step: the moments the rate changes, ascending fractions of the run in (0, 1)."""
-    factors: tuple[float, ...] = ()
+    factors: tuple[Positive, ...] = ()
     """step: one for each milestone; from there on the rate is ``lr`` times it."""
     decay_start: float = Field(default=0.0, ge=0, lt=1)
     """linear and cosine: the fraction of the run from which the rate falls to zero."""
-    lookahead_k: int | None = Field(default=None, ge=1)
+    lookahead_k: int | None = Field(default=None, ge=1, le=2**20)
     """Steps between two synchronisations of Lookahead (k); None: no Lookahead."""
-    lookahead_alpha: float | None = Field(default=None, gt=0, le=1)
+    lookahead_alpha: Annotated[Positive, Field(le=1)] | None = None
     """Step of the slow weights (α)."""
-    clip_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    clip_grad_norm: Positive | None = None
     """Longest gradient (Euclidean norm over all weights of one network); None: no clipping."""
     precision: Precision = "float32"
     """bfloat16: matrix products and convolutions under autocast; weights stay float32."""
@@ -239,6 +242,7 @@ _LOOKAHEAD = Recipe(
     optimizer="sgd",
     lr=0.1,
     momentum=0.9,
+    nesterov=True,
     weight_decay=1e-3,
     batch_size=128,
     epochs=200,

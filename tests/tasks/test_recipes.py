@@ -50,8 +50,9 @@ def test_small_networks_are_trained_as_in_section_3(name):
     assert not found.augment
 
 
-def test_jocor_decays_linearly_from_epoch_80_to_zero():
-    found = recipe_for("jocor", "cifar10")
+@pytest.mark.parametrize("name", ["jocor", "jocor-code"])
+def test_jocor_decays_linearly_from_epoch_80_to_zero(name):
+    found = recipe_for(name, "cifar10")
     assert (found.optimizer, found.epochs, found.batch_size) == ("adam", 200, 128)
     assert found.lr_at(0) == found.lr_at(80 / 200) == 1e-3
     assert found.lr_at(140 / 200) == pytest.approx(5e-4)
@@ -64,6 +65,7 @@ def test_jocor_decays_linearly_from_epoch_80_to_zero():
 def test_large_networks_follow_the_cifar_protocol_of_lookahead(name):
     found = recipe_for(name, "cifar10")
     assert (found.optimizer, found.momentum, found.batch_size) == ("sgd", 0.9, 128)
+    assert found.nesterov
     assert (found.lookahead_k, found.lookahead_alpha) == (5, 0.8)
     assert found.augment
     assert not found.constant_lr
@@ -121,7 +123,7 @@ def test_contradictory_recipes_are_refused():
     for fields, message in [
         ({"learning_rate": 0.1}, "learning_rate"),
         ({"optimizer": "lion"}, "'sgd', 'adam' or 'adamw'"),
-        ({"lr": 0}, "greater than 0"),
+        ({"lr": 0}, "greater than or equal to 0.00"),
         ({"lr": float("inf")}, "finite"),
         ({"batch_size": 0}, "greater than 0"),
         ({"epochs": 0}, "greater than 0"),
@@ -139,7 +141,7 @@ def test_contradictory_recipes_are_refused():
         ({"schedule": "step", "milestones": [60], "factors": [0.2]}, r"in \(0, 1\), got \(60"),
         ({"schedule": "step", "milestones": [0.6, 0.3], "factors": [0.2, 0.1]}, "ascending"),
         ({"schedule": "step", "milestones": [0.3, 0.6], "factors": [0.2]}, "one factor above 0"),
-        ({"schedule": "step", "milestones": [0.3], "factors": [0.0]}, "one factor above 0"),
+        ({"schedule": "step", "milestones": [0.3], "factors": [0.0]}, "greater than or equal"),
         ({"milestones": [0.3], "factors": [0.2]}, "belong to schedule 'step'.*'constant'"),
         ({"schedule": "cosine", "factors": [0.2]}, "belong to schedule 'step'.*'cosine'"),
         ({"decay_start": 0.5}, "decay_start belongs to .*got 0.5 with 'constant'"),
@@ -154,6 +156,25 @@ def test_a_recipe_is_frozen_and_survives_json():
     assert Recipe.model_validate_json(found.model_dump_json()) == found
     with pytest.raises(ValidationError, match="frozen"):
         found.lr = 1.0
+
+
+def test_numbers_that_float32_does_not_hold_are_refused():
+    for field in ("lr", "weight_decay", "clip_grad_norm"):
+        for value in (1e40, float("nan"), float("inf"), -1.0, "1e40"):
+            with pytest.raises(ValidationError, match=field):
+                recipe(**{field: value})
+    for fields in (
+        {"lr": 1e-60},
+        {"clip_grad_norm": 1e-60},
+        {"lookahead_k": 5, "lookahead_alpha": 1e-60},
+        {"lookahead_alpha": 0.5, "lookahead_k": 10**30},
+        {"schedule": "step", "milestones": [0.5], "factors": [float("nan")]},
+        {"schedule": "step", "milestones": [0.5], "factors": [1e40]},
+        {"epochs": 10**6},
+        {"batch_size": 2**21},
+    ):
+        with pytest.raises(ValidationError, match=next(reversed(fields))):
+            recipe(**fields)
 
 
 # The optimiser
