@@ -32,7 +32,7 @@ _PACKAGES = ("optuna-robustloss", "torch", "torchvision", "timm", "optuna")
 #: Failed trainings that are shown.
 _SHOWN = 5
 #: Noises that have a rate, for accuracy against noise level.
-_RATED = ("none", "symmetric", "pair-flip", "asymmetric")
+_RATED = ("none", "symmetric", "pair-flip", "asymmetric", "asymmetric-blocks")
 
 
 def train_missing(

@@ -50,27 +50,37 @@ _CLASS_MAPS: dict[str, tuple[int, dict[int, int]]] = {
     "cifar10": (10, _CIFAR10),
     "cifar100": (100, _CIFAR100),
 }
+# c → the next of 5b … 5b + 4, circularly; the same target as above for 4 of 100 classes
+_BLOCK_MAPS = {"cifar100": (100, {c: c - c % 5 + (c + 1) % 5 for c in range(100)})}
 
 
-def class_map_for(dataset: str, num_classes: int) -> dict[int, int]:
+def class_map_for(dataset: str, num_classes: int, *, blocks: bool = False) -> dict[int, int]:
     """Return true class → class it is mistaken for; a class that is not a key is never flipped.
 
     ``digits`` has MNIST's classes and takes its map. On CIFAR-100 every class goes to the next one
     of its superclass, in the order of the fine indices and circularly. KMNIST has no published
     map; it takes MNIST's by class index, our choice, so that searches over data sets can mix them.
 
+    Args:
+        dataset: Name of the data set.
+        num_classes: Its number of classes.
+        blocks: CIFAR-100 only: the map of the published code (loss-correction, JoCoR, APL, ANL),
+            within blocks of five fine indices, which are no superclasses.
+
     Raises:
-        ValueError: the data set has no class map, or not the number of classes the map is for.
+        ValueError: The data set has no class map, or not the number of classes the map is for.
 
     >>> class_map_for("mnist", 10)[7]
     1
     """
-    if dataset not in _CLASS_MAPS:
+    maps = _BLOCK_MAPS if blocks else _CLASS_MAPS
+    if dataset not in maps:
+        kind, other = ("asymmetric-blocks", "asymmetric") if blocks else ("asymmetric", "pair-flip")
         raise ValueError(
-            f"asymmetric noise has no class map for data set {dataset!r} (it has for "
-            f"{', '.join(sorted(_CLASS_MAPS))}); use 'pair-flip' or a 'matrix' of your own"
+            f"{kind} noise has no class map for data set {dataset!r} (it has for "
+            f"{', '.join(sorted(maps))}); use {other!r} or a 'matrix' of your own"
         )
-    expected, mapping = _CLASS_MAPS[dataset]
+    expected, mapping = maps[dataset]
     if num_classes != expected:
         raise ValueError(
             f"the class map of {dataset!r} is for {expected} classes, got num_classes={num_classes}"

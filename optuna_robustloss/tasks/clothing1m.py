@@ -14,74 +14,63 @@ The text files may also stand in an `annotations` folder next to `images`.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from optuna_robustloss.tasks.folder import LabelledFiles
+from optuna_robustloss.tasks.image_files import FileImages
+from optuna_robustloss.tasks.images import DataSet
 
-CLASS_NAMES = (
-    "T-shirt",
-    "Shirt",
-    "Knitwear",
-    "Chiffon",
-    "Sweater",
-    "Hoodie",
-    "Windbreaker",
-    "Jacket",
-    "Down Coat",
-    "Suit",
-    "Shawl",
-    "Dress",
-    "Vest",
-    "Underwear",
+CLASS_NAMES = tuple(
+    "T-shirt,Shirt,Knitwear,Chiffon,Sweater,Hoodie,Windbreaker,Jacket,Down Coat,Suit,Shawl,Dress,"
+    "Vest,Underwear".split(",")
 )
-
-NOISY_LABELS, CLEAN_LABELS = "noisy_label_kv.txt", "clean_label_kv.txt"
-TRAIN_KEYS = "noisy_train_key_list.txt"
-VALIDATION_KEYS = "clean_val_key_list.txt"
-TEST_KEYS = "clean_test_key_list.txt"
-
 # A million calls of stat over a network drive take minutes; a wrong root shows in the first ones.
 IMAGES_LOOKED_FOR = 5
+# Published lines have about 40 characters.
+LONGEST_LINE = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class Clothing1M:
-    """The three listings: training files with noisy labels, the others with clean ones."""
-
-    noisy_train: LabelledFiles
-    clean_val: LabelledFiles
-    clean_test: LabelledFiles
-
-
-def read_clothing1m(root: Path) -> Clothing1M:
-    """Read the listings of the Clothing1M folder `root`; images are not opened.
+def load_clothing1m(name: str, folder: Path, download: bool) -> DataSet:
+    """Read the listings in `folder`/clothing1m or `folder`; images are not opened.
 
     Raises:
         FileNotFoundError: A text file, or one of the first images of a listing, is missing.
-        ValueError: A line is malformed, a label leaves 0..13, a key has no label, or a listing is
-            empty; with the file and the line.
+        ValueError: A line is malformed or no UTF-8, a label leaves 0..13, a key has no label or
+            leads out of the folder, or a listing is empty; with the file and the line.
     """
+    own = folder / "clothing1m"
+    root = own if own.is_dir() else folder
     files = _text_files(root)
-    noisy, clean = _read_labels(files[NOISY_LABELS]), _read_labels(files[CLEAN_LABELS])
-    return Clothing1M(
-        noisy_train=_read_listing(root, files[TRAIN_KEYS], noisy, NOISY_LABELS),
-        clean_val=_read_listing(root, files[VALIDATION_KEYS], clean, CLEAN_LABELS),
-        clean_test=_read_listing(root, files[TEST_KEYS], clean, CLEAN_LABELS),
+    noisy, clean = _read_labels(files["noisy_label_kv"]), _read_labels(files["clean_label_kv"])
+    train, train_labels = _read_listing(root, files["noisy_train_key_list"], noisy)
+    validation, validation_labels = _read_listing(root, files["clean_val_key_list"], clean)
+    test, test_labels = _read_listing(root, files["clean_test_key_list"], clean)
+    return DataSet(
+        name=name,
+        num_classes=len(CLASS_NAMES),
+        train=train,
+        train_labels=None,
+        test=test,
+        test_labels=test_labels,
+        train_noisy_labels=train_labels,
+        validation=validation,
+        validation_labels=validation_labels,
+        class_names=CLASS_NAMES,
     )
 
 
 def _text_files(root: Path) -> dict[str, Path]:
-    names = (NOISY_LABELS, CLEAN_LABELS, TRAIN_KEYS, VALIDATION_KEYS, TEST_KEYS)
+    listings = ("noisy_train_key_list", "clean_val_key_list", "clean_test_key_list")
+    names = ("noisy_label_kv", "clean_label_kv", *listings)
     found = {
-        name: folder / name
+        name: folder / f"{name}.txt"
         for folder in (root / "annotations", root)
         for name in names
-        if (folder / name).is_file()
+        if (folder / f"{name}.txt").is_file()
     }
-    missing = [name for name in names if name not in found]
+    missing = [f"{name}.txt" for name in names if name not in found]
     if missing:
         raise FileNotFoundError(
             f"clothing1m: {', '.join(missing)} not found in {root} or {root / 'annotations'}; "
@@ -92,35 +81,54 @@ def _text_files(root: Path) -> dict[str, Path]:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, stripped text) of the lines that are not blank."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if text := line.strip():
+    with file.open("rb") as lines:
+        number = 0
+        while line := lines.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE or b"\0" in line:
+                raise ValueError(
+                    f"{file}:{number}: is no line of text, it starts with {line[:40]!r}"
+                )
+            try:
+                text = line.decode().strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file}:{number}: must be UTF-8 text, {error}") from None
+            if text:
                 yield number, text
 
 
 def _read_labels(file: Path) -> dict[str, int]:
-    labels = {}
+    labels: dict[str, int] = {}
     for number, text in _lines(file):
         key, *rest = text.rsplit(maxsplit=1)
         label = rest[0] if rest else ""
-        if not label.isdecimal():
-            raise ValueError(f"{file}:{number}: expected 'key label', got {text!r}")
-        if int(label) >= len(CLASS_NAMES):
+        if not (label.isascii() and label.isdecimal()):
+            raise ValueError(f"{file}:{number}: expected 'key label', got {text[:200]!r}")
+        value = int(label[:9])  # longer numbers are out of range by their first nine digits
+        if value >= len(CLASS_NAMES):
             raise ValueError(
-                f"{file}:{number}: label {label} of {key!r} is not in 0..{len(CLASS_NAMES) - 1}"
+                f"{file}:{number}: label {label[:20]} of {key[:200]!r} is not in "
+                f"0..{len(CLASS_NAMES) - 1}"
             )
-        labels[key] = int(label)
+        if labels.setdefault(key, value) != value:
+            raise ValueError(
+                f"{file}:{number}: {key[:200]!r} has the label {value} here and {labels[key]} above"
+            )
     return labels
 
 
-def _read_listing(
-    root: Path, file: Path, label_of: dict[str, int], label_file: str
-) -> LabelledFiles:
+def _read_listing(root: Path, file: Path, label_of: dict[str, int]) -> tuple[FileImages, Tensor]:
+    """Return the images of a list of keys and their labels (N,) int64."""
     paths: list[str] = []
     labels: list[int] = []
     for number, key in _lines(file):
         if key not in label_of:
-            raise ValueError(f"{file}:{number}: key {key!r} has no label in {label_file}")
+            kind = file.name.partition("_")[0]
+            raise ValueError(
+                f"{file}:{number}: key {key[:200]!r} has no label in {kind}_label_kv.txt"
+            )
+        if key.startswith(("/", "\\")) or ".." in key.split("/"):
+            raise ValueError(f"{file}:{number}: key {key[:200]!r} leads out of {root}")
         path = os.path.join(root, key)
         if len(paths) < IMAGES_LOOKED_FOR and not os.path.isfile(path):
             raise FileNotFoundError(
@@ -130,4 +138,4 @@ def _read_listing(
         labels.append(label_of[key])
     if not paths:
         raise ValueError(f"{file}: holds no keys")
-    return LabelledFiles(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    return FileImages(paths), torch.tensor(labels, dtype=torch.int64)

@@ -20,74 +20,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 
-from optuna_robustloss.tasks import clothing1m
-from optuna_robustloss.tasks.folder import read_image_folder, read_npz
-from optuna_robustloss.tasks.images import FileImages, ImageSource, TensorImages, pixel_moments
+from optuna_robustloss.tasks.arrays import StoredArray, as_labels, check_labels, open_arrays, reason
+from optuna_robustloss.tasks.clothing1m import load_clothing1m
+from optuna_robustloss.tasks.folder import load_folder
+from optuna_robustloss.tasks.images import DataSet, TensorImages, pixel_moments
 
 logger = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "OPTUNA_ROBUSTLOSS_DATA"
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """Images and labels of one classification problem.
-
-    Attributes:
-        name: The name it was loaded by.
-        num_classes: C; every label is in 0..C-1.
-        train: Training images.
-        train_labels: Clean int64 (N,); None where they are unknown (Clothing1M).
-        test: Test images.
-        test_labels: Clean int64 (M,).
-        train_noisy_labels: int64 (N,) labels that come noisy with the data, if any.
-        validation: The data set's own clean validation images, if any.
-        validation_labels: Clean int64, one for each of `validation`.
-        class_names: C names, or empty.
-
-    Raises:
-        ValueError: Labels and images do not fit each other.
-    """
-
-    name: str
-    num_classes: int
-    train: ImageSource
-    train_labels: Tensor | None
-    test: ImageSource
-    test_labels: Tensor
-    train_noisy_labels: Tensor | None = None
-    validation: ImageSource | None = None
-    validation_labels: Tensor | None = None
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.train_labels is None and self.train_noisy_labels is None:
-            raise ValueError(f"{self.name}: needs train_labels or train_noisy_labels")
-        if (self.validation is None) != (self.validation_labels is None):
-            raise ValueError(f"{self.name}: validation needs both images and labels, or neither")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"{self.name}: {len(self.class_names)} class_names for {self.num_classes} classes"
-            )
-        for field, images in (
-            ("train_labels", self.train),
-            ("train_noisy_labels", self.train),
-            ("test_labels", self.test),
-            ("validation_labels", self.validation),
-        ):
-            labels = getattr(self, field)
-            if labels is None or images is None:
-                continue
-            if labels.dtype != torch.int64 or labels.shape != (len(images),):
-                raise ValueError(
-                    f"{self.name}: {field} must be int64 ({len(images)},), one for each image, "
-                    f"got {tuple(labels.shape)} {labels.dtype}"
-                )
-            if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise ValueError(
-                    f"{self.name}: {field} must be in 0..{self.num_classes - 1}, "
-                    f"got {int(labels.min())}..{int(labels.max())}"
-                )
+# What an .npz of a user's own holds.
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+NOISY_ARRAY = "y_train_noisy"
 
 
 def load_data(name: str, *, root: str | Path | None = None, download: bool = False) -> DataSet:
@@ -132,7 +75,7 @@ def _loader(name: str) -> "Loader":
     if name in _LOADERS:
         return _LOADERS[name]
     if name.startswith("folder:"):
-        return _load_folder
+        return load_folder
     if name.endswith(".npz"):
         return _load_npz
     close = difflib.get_close_matches(name.lower(), _LOADERS)
@@ -206,6 +149,11 @@ class _Torchvision:
                 f"{ROOT_VARIABLE} to the folder that holds it in torchvision's layout, or let it "
                 "be fetched: download=True, --download on the command line"
             ) from error
+        except Exception as error:  # assertions and parsers' errors, where a file is damaged
+            raise ValueError(
+                f"data set {name!r} in {folder} is damaged ({reason(error)}); remove its files "
+                "and let them be fetched: download=True, --download on the command line"
+            ) from error
         if len(parts[0].data) < self.train_size:
             logger.warning(
                 "%s in %s is a partial copy: %d of %d training images",
@@ -230,45 +178,82 @@ def _channels_first(pixels: Tensor) -> Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
 
 
-def _load_folder(name: str, folder: Path, download: bool) -> DataSet:
-    files = read_image_folder(Path(name.removeprefix("folder:")).expanduser())
-    return DataSet(
-        name=name,
-        num_classes=len(files.class_names),
-        train=FileImages(files.train.paths),
-        train_labels=files.train.labels,
-        test=FileImages(files.test.paths),
-        test_labels=files.test.labels,
-        class_names=files.class_names,
-    )
-
-
-def _load_clothing1m(name: str, folder: Path, download: bool) -> DataSet:
-    own = folder / "clothing1m"
-    files = clothing1m.read_clothing1m(own if own.is_dir() else folder)
-    return DataSet(
-        name=name,
-        num_classes=len(clothing1m.CLASS_NAMES),
-        train=FileImages(files.noisy_train.paths),
-        train_labels=None,
-        test=FileImages(files.clean_test.paths),
-        test_labels=files.clean_test.labels,
-        train_noisy_labels=files.noisy_train.labels,
-        validation=FileImages(files.clean_val.paths),
-        validation_labels=files.clean_val.labels,
-        class_names=clothing1m.CLASS_NAMES,
-    )
-
-
 def _load_npz(name: str, folder: Path, download: bool) -> DataSet:
-    own = read_npz(Path(name).expanduser())
+    """Read and check the arrays of '<path>.npz'; the classes are those of y_train.
+
+    Everything that headers tell is checked before a value is read.
+    """
+    path = Path(name).expanduser()
+    archive = open_arrays(path)
+    missing = [array for array in ARRAYS if array not in archive]
+    if missing:
+        raise ValueError(
+            f"{path}: {', '.join(missing)} missing; expected the arrays {', '.join(ARRAYS)} and "
+            f"optionally {NOISY_ARRAY}, found {', '.join(archive)[:200] or 'none'}"
+        )
+    stored = {array: archive[array]() for array in (*ARRAYS, NOISY_ARRAY) if array in archive}
+    layouts = [_layout(stored[array]) for array in ("x_train", "x_test")]
+    if layouts[0][1:] != layouts[1][1:]:
+        raise ValueError(
+            f"{path}: x_train and x_test must hold images of one shape, "
+            f"got {stored['x_train'].shape} and {stored['x_test'].shape}"
+        )
+    for array, images in (("y_train", 0), ("y_test", 1), (NOISY_ARRAY, 0)):
+        if array in stored:
+            check_labels(stored[array], layouts[images][0], stored[array].where, kinds="iu")
+    num_classes = _count_classes(stored["y_train"])
+    labels = {
+        array: torch.from_numpy(as_labels(one.read(), num_classes, one.where))
+        for array, one in stored.items()
+        if array.startswith("y")
+    }
+    pixels = [_pixels(stored[array]) for array in ("x_train", "x_test")]
     return _in_memory(
         name,
-        (own.x_train, own.x_test),
-        (own.y_train, own.y_test),
-        tuple(str(label) for label in range(own.num_classes)),
-        noisy=own.y_train_noisy,
+        (pixels[0], pixels[1]),
+        (labels["y_train"], labels["y_test"]),
+        tuple(str(label) for label in range(num_classes)),
+        noisy=labels.get(NOISY_ARRAY),
     )
+
+
+def _layout(images: StoredArray) -> tuple[int, int, int, int]:
+    """Check type and shape of images; return their shape as (N, ch, H, W)."""
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{images.where} must be uint8 with values 0..255, got {images.dtype}; "
+            "for floats in [0, 1] save (255 * x).round().astype('uint8')"
+        )
+    shape = images.shape
+    if len(shape) == 3 and min(shape):
+        return shape[0], 1, *shape[1:]
+    if len(shape) != 4 or not min(shape) or {shape[1], shape[3]}.isdisjoint((1, 3)):
+        raise ValueError(
+            f"{images.where} must be (N, H, W), (N, H, W, ch) or (N, ch, H, W) with ch 1 or 3, "
+            f"and not empty, got {shape}"
+        )
+    if shape[3] not in (1, 3):
+        return shape
+    if shape[1] in (1, 3):
+        logger.warning("%s %s fits two layouts; read as (N, H, W, ch)", images.where, shape)
+    return shape[0], shape[3], *shape[1:3]
+
+
+def _pixels(images: StoredArray) -> Tensor:
+    """Return uint8 (N, ch, H, W)."""
+    pixels = torch.from_numpy(images.read())
+    last = pixels.ndim == 4 and pixels.shape[3] in (1, 3)
+    return _channels_first(pixels) if pixels.ndim == 3 or last else pixels
+
+
+def _count_classes(y_train: StoredArray) -> int:
+    classes = np.unique(y_train.read())
+    if len(classes) < 2 or classes[0] != 0 or classes[-1] != len(classes) - 1:
+        raise ValueError(
+            f"{y_train.where} must hold every label of 0..C-1, C at least 2, got {len(classes)} "
+            f"labels from {classes[0]} to {classes[-1]}; renumber them"
+        )
+    return len(classes)
 
 
 Loader = Callable[[str, Path, bool], DataSet]
@@ -281,7 +266,7 @@ _LOADERS: dict[str, Loader] = {
     "fashion-mnist": _Torchvision(torchvision_datasets.FashionMNIST, 60_000),
     "cifar10": _Torchvision(torchvision_datasets.CIFAR10, 50_000),
     "cifar100": _Torchvision(torchvision_datasets.CIFAR100, 50_000),
-    "clothing1m": _load_clothing1m,
+    "clothing1m": load_clothing1m,
 }
 
 _loaded: dict[tuple[str, Path, Path], DataSet] = {}

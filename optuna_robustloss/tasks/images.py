@@ -1,27 +1,15 @@
-"""Where images come from: one tensor in memory, or files streamed from disk.
+"""Data sets in memory: images as one uint8 tensor on the device that trains, and their labels."""
 
-Both kinds answer the same call, `batches`, with normalised float32 images on the device that
-trains. Small data sets live there as one uint8 tensor (no loader, no copies per batch); large
-ones are read by worker processes in the order asked for.
-"""
-
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import pil_loader
-from torchvision.transforms import v2
 
-# Mean and standard deviation of ImageNet's RGB values in [0, 1]: what pretrained networks expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Transition matrices are dense: 800 MB for as many classes.
+MOST_CLASSES = 10_000
 
 
 class ImageSource(Protocol):
@@ -93,9 +81,10 @@ def crop_and_mirror(
     return torch.where(mirror[:, None, None, None], cropped.flip(-1), cropped)
 
 
-def _check_request(
+def check_request(
     order: Tensor, batch_size: int, augment: torch.Generator | None, count: int
 ) -> None:
+    """Raise the errors of `ImageSource.batches` for a source of ``count`` images."""
     if order.dtype != torch.int64 or order.ndim != 1:
         raise ValueError(f"order must be 1-D int64, got {tuple(order.shape)} {order.dtype}")
     if len(order):
@@ -172,7 +161,7 @@ class TensorImages:
         augment: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (indices, images) on `device`; see `ImageSource.batches`."""
-        _check_request(order, batch_size, augment, len(self))
+        check_request(order, batch_size, augment, len(self))
         pixels, scale, offset = self._on(device)
         # One transfer per pass over the data, not one per batch.
         order = order.to(device)
@@ -201,100 +190,67 @@ class TensorImages:
         return self._copies[device]
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Images and labels of one classification problem.
 
+    Attributes:
+        name: The name it was loaded by.
+        num_classes: C, from 2 to 10 000; every label is in 0..C-1.
+        train: Training images.
+        train_labels: Clean int64 (N,); None where they are unknown (Clothing1M).
+        test: Test images.
+        test_labels: Clean int64 (M,).
+        train_noisy_labels: int64 (N,) labels that come noisy with the data, if any.
+        validation: The data set's own clean validation images, if any.
+        validation_labels: Clean int64, one for each of `validation`.
+        class_names: C names, or empty.
 
-class FileImages:
-    """RGB images read from files by worker processes, as ImageNet-normalised squares.
-
-    Plain: the shorter side resized to 8/7 of `size` (256 for 224), centre crop. Augmented: random
-    resized crop and mirror image, seeded per image, so the number of workers changes nothing.
-
-    Args:
-        paths: Image files, in index order.
-        size: Height and width of what the network sees, in pixels.
-        num_workers: Processes that decode; 0: this one; None: one per available core, at most 16.
+    Raises:
+        ValueError: Labels and images do not fit each other.
     """
 
-    def __init__(
-        self, paths: Sequence[str | Path], *, size: int = 224, num_workers: int | None = None
-    ) -> None:
-        if not len(paths):
-            raise ValueError("paths is empty; give at least one image file")
-        if num_workers is None:
-            num_workers = min(16, _available_cores())
-        if size < 1 or num_workers < 0:
-            raise ValueError(f"size must be above 0, num_workers not below: {size}, {num_workers}")
-        self.num_workers = num_workers
-        self._size = size
-        # One array of bytes: a list of a million strings would be copied into every worker
-        # bit by bit, as their reference counts change.
-        self._paths = np.array([os.fsencode(path) for path in paths])
+    name: str
+    num_classes: int
+    train: ImageSource
+    train_labels: Tensor | None
+    test: ImageSource
+    test_labels: Tensor
+    train_noisy_labels: Tensor | None = None
+    validation: ImageSource | None = None
+    validation_labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(3, size, size)."""
-        return 3, self._size, self._size
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._paths)
-
-    def batches(
-        self,
-        order: Tensor,
-        batch_size: int,
-        *,
-        device: torch.device,
-        augment: torch.Generator | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (indices, images) on `device`; see `ImageSource.batches`.
-
-        Raises:
-            ValueError: Also from the batch with a file that cannot be decoded, with its path.
-        """
-        _check_request(order, batch_size, augment, len(self))
-        seeds = None if augment is None else torch.randint(2**62, order.shape, generator=augment)
-        starts = range(0, len(order), batch_size)
-        loader = DataLoader(
-            _Decoder(self._paths[order.cpu().numpy()], self._size, seeds),
-            batch_size=batch_size,
-            num_workers=min(self.num_workers, len(starts)),
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # without one the loader draws from the global generator
-        )
-        order = order.to(device)
-        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
-        for start, pixels in zip(starts, loader, strict=True):
-            images = pixels.to(device, non_blocking=True).to(torch.float32)
-            yield order[start : start + batch_size], images.div_(255).sub_(mean).div_(std)
-
-
-class _Decoder(Dataset[Tensor]):
-    """uint8 (3, size, size) images of one pass over the data; runs in the worker processes."""
-
-    def __init__(self, paths: NDArray[np.bytes_], size: int, seeds: Tensor | None) -> None:
-        self._paths = paths
-        self._seeds = seeds
-        if seeds is None:
-            steps = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
-        else:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-        self._transform = v2.Compose([*steps, v2.PILToTensor()])
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, position: int) -> Tensor:
-        path = os.fsdecode(self._paths[position])
-        try:
-            image = pil_loader(path)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-        # The transforms know only the global generator; only the CPU's is seeded and restored.
-        with torch.random.fork_rng(devices=[]):
-            if self._seeds is not None:
-                torch.default_generator.manual_seed(int(self._seeds[position]))
-            return cast(Tensor, self._transform(image))
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_classes <= MOST_CLASSES:
+            raise ValueError(
+                f"{self.name}: the number of classes must be in 2..{MOST_CLASSES}, "
+                f"got {self.num_classes}"
+            )
+        if self.train_labels is None and self.train_noisy_labels is None:
+            raise ValueError(f"{self.name}: needs train_labels or train_noisy_labels")
+        if (self.validation is None) != (self.validation_labels is None):
+            raise ValueError(f"{self.name}: validation needs both images and labels, or neither")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name}: {len(self.class_names)} class_names for {self.num_classes} classes"
+            )
+        for field, images in (
+            ("train_labels", self.train),
+            ("train_noisy_labels", self.train),
+            ("test_labels", self.test),
+            ("validation_labels", self.validation),
+        ):
+            labels = getattr(self, field)
+            if labels is None or images is None:
+                continue
+            if labels.dtype != torch.int64 or labels.shape != (len(images),):
+                raise ValueError(
+                    f"{self.name}: {field} must be int64 ({len(images)},), one for each image, "
+                    f"got {tuple(labels.shape)} {labels.dtype}"
+                )
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise ValueError(
+                    f"{self.name}: {field} must be in 0..{self.num_classes - 1}, "
+                    f"got {int(labels.min())}..{int(labels.max())}"
+                )

@@ -12,58 +12,46 @@ Human labels are CIFAR-10N and CIFAR-100N (Wei et al., "Learning with Noisy Labe
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from optuna_robustloss.seeds import derive_seed, uniform
-from optuna_robustloss.spec_files import StrictModel
+from optuna_robustloss.tasks.arrays import StoredArray, as_labels, check_labels, open_arrays
 from optuna_robustloss.tasks.class_maps import class_map_for
 from optuna_robustloss.tasks.data import ROOT_VARIABLE
+from optuna_robustloss.tasks.spec import NoiseSpec
 
-NoiseKind = Literal[
-    "none", "symmetric", "pair-flip", "asymmetric", "human", "matrix", "file", "given"
-]
-_WITH_RATE = ("symmetric", "pair-flip", "asymmetric")
-_WITH_PATH = ("matrix", "file")
-# The field that the text after the colon fills.
-_ARGUMENT = (
-    {"human": "name"} | dict.fromkeys(_WITH_RATE, "rate") | dict.fromkeys(_WITH_PATH, "path")
-)
-_HUMAN_FILES = {
-    "cifar10": Path("cifar-n/CIFAR-10_human.npz"),
-    "cifar100": Path("cifar-n/CIFAR-100_human.npz"),
-}
+_HUMAN_FILES = {"cifar10": "CIFAR-10_human", "cifar100": "CIFAR-100_human"}
 
 
-def transition_matrix(spec: "NoiseSpec", dataset_name: str, num_classes: int) -> Tensor:
+def transition_matrix(spec: NoiseSpec, dataset_name: str, num_classes: int) -> Tensor:
     """Return the nominal transition matrix (C, C), float64: row i = P(given label | true class i).
 
     Asymmetric noise flips the classes that stand in the data set's map with probability ``rate``
     and leaves the others alone (`class_map_for`); pair-flip moves every class c to c + 1 mod C.
 
     Raises:
-        ValueError: the kind has no nominal matrix (human, file, given), the data set has no class
+        ValueError: The kind has no nominal matrix (human, file, given), the data set has no class
             map, or the matrix in the file is not row-stochastic of shape (C, C).
-        FileNotFoundError: the file of the matrix does not exist.
+        FileNotFoundError: The file of the matrix does not exist.
     """
     _check_num_classes(num_classes)
     identity = torch.eye(num_classes, dtype=torch.float64)
     if spec.kind == "none":
         return identity
     if spec.kind == "matrix":
-        return torch.from_numpy(_read_matrix(cast(Path, spec.path), num_classes))
+        return torch.from_numpy(_read_matrix(_only_array(spec.path), num_classes))
     if spec.kind == "symmetric":
         others = (1 - identity) / (num_classes - 1)
         return (1 - spec.rate) * identity + spec.rate * others
     if spec.kind == "pair-flip":
         target = (torch.arange(num_classes) + 1) % num_classes
-    elif spec.kind == "asymmetric":
-        mapping = class_map_for(dataset_name, num_classes)
+    elif spec.kind in ("asymmetric", "asymmetric-blocks"):
+        mapping = class_map_for(dataset_name, num_classes, blocks=spec.kind == "asymmetric-blocks")
         target = torch.tensor([mapping.get(c, c) for c in range(num_classes)])
     else:
         raise ValueError(f"noise kind {spec.kind!r} has no nominal matrix, only a realised one")
@@ -71,7 +59,7 @@ def transition_matrix(spec: "NoiseSpec", dataset_name: str, num_classes: int) ->
 
 
 def corrupt(
-    spec: "NoiseSpec",
+    spec: NoiseSpec,
     labels: Tensor,
     num_classes: int,
     *,
@@ -91,23 +79,23 @@ def corrupt(
             names their file.
 
     Raises:
-        ValueError: labels, seed or file do not fit, or the kind is ``given`` (the labels come with
+        ValueError: Labels, seed or file do not fit, or the kind is ``given`` (the labels come with
             the data set).
-        FileNotFoundError: the file that the specification names does not exist.
+        FileNotFoundError: The file that the specification names does not exist.
     """
     _check_num_classes(num_classes)
-    clean = _as_labels(labels.cpu().numpy(), labels.numel(), num_classes, "labels")
+    clean = _checked_labels(labels, labels.numel(), num_classes, "labels")
     if spec.kind == "given":
         raise ValueError("noise kind 'given' draws nothing: use the labels of the data set")
     if spec.kind == "human":
         folder = Path(root or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
         noisy = _human_labels(spec, clean, num_classes, dataset, folder)
     elif spec.kind == "file":
-        path = cast(Path, spec.path)
-        noisy = _as_labels(_read_array(path), clean.size, num_classes, path.name)
+        noisy = _read_labels(_only_array(spec.path), clean.size, num_classes)
     else:
         matrix = transition_matrix(spec, dataset, num_classes).numpy()
-        noisy = _draw(clean, matrix, seed)
+        draw = _draw_exactly if spec.counts == "exact" else _draw
+        noisy = draw(clean, matrix, seed)
     return realised(torch.from_numpy(clean), torch.from_numpy(noisy), num_classes)
 
 
@@ -115,11 +103,11 @@ def realised(clean: Tensor, given: Tensor, num_classes: int) -> "NoisyLabels":
     """Return given labels (N,) with their rate and transition matrix against the clean ones (N,).
 
     Raises:
-        ValueError: the labels are not whole numbers in [0, num_classes), or differ in number.
+        ValueError: The labels are not whole numbers in [0, num_classes), or differ in number.
     """
     _check_num_classes(num_classes)
-    rows = _as_labels(clean.cpu().numpy(), clean.numel(), num_classes, "clean labels")
-    columns = _as_labels(given.cpu().numpy(), clean.numel(), num_classes, "given labels")
+    rows = _checked_labels(clean, clean.numel(), num_classes, "clean labels")
+    columns = _checked_labels(given, clean.numel(), num_classes, "given labels")
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (rows, columns), 1)
     images = counts.sum(axis=1, keepdims=True)
@@ -133,10 +121,8 @@ def realised(clean: Tensor, given: Tensor, num_classes: int) -> "NoisyLabels":
 
 def _draw(clean: NDArray[np.int64], matrix: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """Labels (N,) by inverse CDF of each image's row, one uniform number per image."""
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
     # A stream of its own: a split drawn with the same seed must not know which labels are wrong.
-    draws = uniform(derive_seed(seed, "label noise"), clean.size)
+    draws = uniform(_stream(seed, "label noise"), clean.size)
     noisy = np.empty_like(clean)
     for true_class, row in enumerate(matrix):
         cdf = np.cumsum(row)
@@ -148,72 +134,103 @@ def _draw(clean: NDArray[np.int64], matrix: NDArray[Any], seed: int) -> NDArray[
     return noisy
 
 
+def _draw_exactly(clean: NDArray[np.int64], matrix: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """Labels (N,) of which ⌊P(wrong) · images⌋ of each true class are wrong, chosen at random.
+
+    As in the code of Ma et al. (ICML 2020), which Zhou et al. (ICML 2021) share.
+    """
+    order = np.argsort(uniform(_stream(seed, "label noise, images"), clean.size), kind="stable")
+    wrong = np.zeros(clean.size, bool)
+    flips = matrix.copy()
+    for true_class, row in enumerate(flips):
+        mine = order[clean[order] == true_class]
+        count = int((1 - row[true_class]) * mine.size + 1e-9)
+        wrong[mine[:count]] = True
+        if count:
+            row[true_class] = 0
+    drawn = _draw(clean, flips / flips.sum(axis=1, keepdims=True), seed)
+    return np.where(wrong, drawn, clean)
+
+
+def _stream(seed: int, purpose: str) -> int:
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    return derive_seed(seed, purpose)
+
+
 def _human_labels(
-    spec: "NoiseSpec", clean: NDArray[np.int64], num_classes: int, dataset: str, folder: Path
+    spec: NoiseSpec, clean: NDArray[np.int64], num_classes: int, dataset: str, folder: Path
 ) -> NDArray[np.int64]:
     if dataset not in _HUMAN_FILES:
         raise ValueError(f"human labels exist for {', '.join(_HUMAN_FILES)}, not for {dataset!r}")
-    path = spec.path or folder / _HUMAN_FILES[dataset]
-    arrays = _read_arrays(path)
+    stem = folder / "cifar-n" / _HUMAN_FILES[dataset]
+    places = [spec.path] if spec.path else [stem.with_suffix(end) for end in (".npz", ".pt")]
+    path = next(filter(os.path.exists, places), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no file {' or '.join(str(place) for place in places)}: fetch {stem.name}.pt from "
+            "github.com/UCSC-REAL/cifar-10-100n"
+        )
+    if path.suffix not in (".npz", ".pt"):
+        raise ValueError(
+            f"{path} must be .pt, as published, or .npz, got {path.suffix!r}: the published .npy "
+            f"is a pickle in TensorFlow's order of images; take {stem.name}.pt of that release"
+        )
+    arrays = open_arrays(path)
     # Coarse arrays number the superclasses.
     names = sorted(n for n in arrays if not n.startswith("clean") and "coarse" not in n)
     if spec.name not in names:
-        raise ValueError(f"no array {spec.name!r} in {path.name}; it has {', '.join(names)}")
-    reference = arrays.get("clean_label")
-    if reference is not None and not np.array_equal(reference, clean):
+        raise ValueError(f"no array {spec.name!r} in {path}; it has {', '.join(names)[:200]}")
+    labels = _read_labels(arrays[spec.name](), clean.size, num_classes)
+    if "clean_label" in arrays:
+        reference = arrays["clean_label"]()
+        if not np.array_equal(_read_labels(reference, clean.size, num_classes), clean):
+            raise ValueError(
+                f"{path} is not aligned with the {clean.size} labels of {dataset!r}: its "
+                "clean_label differs from them"
+            )
+    return labels
+
+
+def _read_labels(stored: StoredArray, length: int, num_classes: int) -> NDArray[np.int64]:
+    check_labels(stored, length, stored.where)
+    return as_labels(stored.read(), num_classes, stored.where)
+
+
+def _checked_labels(labels: Tensor, length: int, num_classes: int, where: str) -> NDArray[np.int64]:
+    array = labels.cpu().numpy()
+    check_labels(array, length, where)
+    return as_labels(array, num_classes, where)
+
+
+def _read_matrix(stored: StoredArray, num_classes: int) -> NDArray[np.float64]:
+    """Return a row-stochastic matrix (C, C); sums within 1e-6 of 1 are rounding and divided out."""
+    if stored.shape != (num_classes, num_classes) or stored.dtype.kind not in "iuf":
         raise ValueError(
-            f"{path.name} is not aligned with the {clean.size} labels of {dataset!r}: its "
-            f"clean_label ({reference.size} entries) differs from them"
+            f"{stored.where} must hold a {(num_classes, num_classes)} matrix of numbers, got shape "
+            f"{stored.shape} {stored.dtype}"
         )
-    return _as_labels(arrays[spec.name], clean.size, num_classes, f"{path.name}:{spec.name}")
-
-
-def _as_labels(array: NDArray[Any], length: int, num_classes: int, where: str) -> NDArray[np.int64]:
-    """Integers in [0, C), shape (length,), as a new int64 array; text files give floats."""
-    if array.shape != (length,) or length == 0:
+    matrix = stored.read().astype(np.float64)
+    good = (matrix >= 0) & (matrix <= 1 + 1e-6)  # NaN is neither
+    if not good.all():
+        row, column = np.unravel_index(int(good.argmin()), good.shape)
         raise ValueError(
-            f"{where} must hold {length or 'some'} labels in one row, got shape {array.shape}"
+            f"{stored.where} must hold probabilities from 0 to 1, got {matrix[row, column]} in "
+            f"row {row}, column {column}"
         )
-    if array.dtype.kind not in "iuf" or not np.array_equal(array, np.trunc(array)):
-        raise ValueError(f"{where} must hold whole numbers, got {array.dtype} {array[:5]}")
-    outside = array[(array < 0) | (array >= num_classes)]
-    if outside.size:
-        raise ValueError(f"{where} must be in [0, {num_classes}), got {outside[0]}")
-    return array.astype(np.int64)
-
-
-def _read_matrix(path: Path, num_classes: int) -> NDArray[np.float64]:
-    matrix = _read_array(path).astype(np.float64)
-    square = (num_classes, num_classes)
-    if matrix.shape != square:
-        raise ValueError(f"{path.name} must hold a {square} matrix, got shape {matrix.shape}")
-    if not (np.isfinite(matrix).all() and (matrix >= 0).all()):
-        raise ValueError(f"{path.name} must hold probabilities of 0 or more, got {matrix.min()}")
     sums = matrix.sum(axis=1)
     worst = int(np.abs(sums - 1).argmax())
     if abs(sums[worst] - 1) > 1e-6:
-        raise ValueError(f"{path.name}: row {worst} must sum to 1, got {sums[worst]}")
+        raise ValueError(f"{stored.where}: row {worst} must sum to 1, got {sums[worst]}")
     return np.asarray(matrix / sums[:, None])
 
 
-def _read_array(path: Path) -> NDArray[Any]:
-    arrays = _read_arrays(path)
+def _only_array(path: Path | None) -> StoredArray:
+    assert path is not None
+    arrays = open_arrays(path)
     if len(arrays) != 1:
-        raise ValueError(f"{path.name} must hold one array, it has {', '.join(sorted(arrays))}")
-    return next(iter(arrays.values()))
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    if path.suffix == ".npy":
-        return {"array": np.load(path, allow_pickle=False)}
-    if path.suffix in (".csv", ".txt"):
-        return {"array": np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)}
-    raise ValueError(f"{path.name} must be .npy, .npz, .csv or .txt, got {path.suffix!r}")
+        raise ValueError(f"{path} must hold one array, it has {', '.join(sorted(arrays))[:200]}")
+    return next(iter(arrays.values()))()
 
 
 def _check_num_classes(num_classes: int) -> None:
@@ -232,76 +249,3 @@ class NoisyLabels:
     class i. A class without an image has the identity row."""
     rate: float
     """Realised share of wrong labels, 0 to 1."""
-
-
-class NoiseSpec(StrictModel):
-    """A kind of label noise and its argument.
-
-    In YAML and in other models it is a mapping of the fields below or a text: ``none``, ``given``,
-    ``symmetric:RATE``, ``pair-flip:RATE``, ``asymmetric:RATE``, ``human:NAME``, ``matrix:PATH`` or
-    ``file:PATH``. A field that the kind does not use is an error.
-
-    >>> NoiseSpec.parse("symmetric:0.8").label
-    'symmetric 80 %'
-    """
-
-    kind: NoiseKind
-    rate: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    """Probability that a label is wrong (symmetric, pair-flip; asymmetric: of a class that stands
-    in the class map)."""
-    name: str | None = None
-    """human: the array, for instance ``worse_label``."""
-    path: Path | None = None
-    """matrix: (C, C), row-stochastic. file: (N,) labels of the full training set. human: the .npz,
-    by default the one under ``cifar-n`` in the data folder."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        kind, colon, argument = value.partition(":")
-        if not colon or kind not in get_args(NoiseKind):
-            return {"kind": kind}
-        if kind not in _ARGUMENT:
-            raise ValueError(f"noise kind {kind!r} takes no argument, got {argument!r}")
-        return {"kind": kind, _ARGUMENT[kind]: argument}
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read the text form, such as ``symmetric:0.8``.
-
-        Raises:
-            ValueError: the kind is unknown, or its argument is missing, superfluous or no number.
-        """
-        return cls.model_validate(text)
-
-    @property
-    def label(self) -> str:
-        """Short text for tables and plots."""
-        if self.kind in _WITH_RATE:
-            return f"{self.kind} {100 * self.rate:g} %"
-        if self.path is not None and self.kind in _WITH_PATH:
-            return f"{self.kind} {self.path.name}"
-        return {"none": "clean", "given": "given labels"}.get(self.kind, f"human {self.name}")
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether the noise treats all classes alike by construction."""
-        return self.kind in ("none", "symmetric")
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> Self:
-        if self.kind in _WITH_RATE and "rate" not in self.model_fields_set:
-            raise ValueError(f"noise kind {self.kind!r} needs a rate in [0, 1]")
-        if self.kind not in _WITH_RATE and self.rate != 0.0:
-            raise ValueError(f"noise kind {self.kind!r} takes no rate, got {self.rate}")
-        if self.kind == "human" and not self.name:
-            raise ValueError("noise kind 'human' needs the name of the array, e.g. 'worse_label'")
-        if self.kind != "human" and self.name is not None:
-            raise ValueError(f"noise kind {self.kind!r} takes no name, got {self.name!r}")
-        if self.kind in _WITH_PATH and self.path is None:
-            raise ValueError(f"noise kind {self.kind!r} needs the path of a file")
-        if self.kind not in (*_WITH_PATH, "human") and self.path is not None:
-            raise ValueError(f"noise kind {self.kind!r} takes no path, got {str(self.path)!r}")
-        return self

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from optuna_robustloss.seeds import derive_seed, permutation
-from optuna_robustloss.tasks.data import DataSet, load_data
-from optuna_robustloss.tasks.images import ImageSource
+from optuna_robustloss.tasks.data import load_data
+from optuna_robustloss.tasks.images import DataSet, ImageSource
 from optuna_robustloss.tasks.noise import NoisyLabels, corrupt, realised
 from optuna_robustloss.tasks.spec import TaskSpec
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from optuna_robustloss.tasks.clothing1m import CLASS_NAMES, read_clothing1m
+from optuna_robustloss.tasks.clothing1m import CLASS_NAMES, load_clothing1m
 from optuna_robustloss.tasks.data import load_data
 
 NOISY = {f"images/0/{i}/{i},7.jpg": label for i, label in enumerate([3, 0, 13, 3, 5, 1])}
@@ -12,6 +12,10 @@ KEYS = {
     "clean_val": [*CLEAN][:2],
     "clean_test": [*CLEAN][2:],
 }
+
+
+def read(root):
+    return load_clothing1m("clothing1m", root, False)
 
 
 def write_text(folder):
@@ -39,22 +43,21 @@ def change_line(file, number, text):
 
 
 def test_listings_follow_the_key_files(root):
-    files = read_clothing1m(root)
-    assert files.noisy_train.paths == tuple(str(root / key) for key in KEYS["noisy_train"])
-    assert files.noisy_train.labels.tolist() == [1, 5, 3, 13, 0, 3]
-    assert files.clean_val.labels.tolist() == [2, 12]
-    assert files.clean_test.labels.tolist() == [0, 4, 4]
-    assert files.clean_test.labels.dtype == torch.int64
+    data = read(root)
+    assert data.train_noisy_labels.tolist() == [1, 5, 3, 13, 0, 3]
+    assert data.validation_labels.tolist() == [2, 12]
+    assert data.test_labels.tolist() == [0, 4, 4]
+    assert data.test_labels.dtype == torch.int64
 
 
 def test_text_files_may_stand_in_annotations(root):
-    before = read_clothing1m(root)
+    before = read(root)
     for file in root.glob("*.txt"):
         file.unlink()
     write_text(root / "annotations")
-    after = read_clothing1m(root)
-    assert after.noisy_train.paths == before.noisy_train.paths
-    assert torch.equal(after.noisy_train.labels, before.noisy_train.labels)
+    after = read(root)
+    assert len(after.train) == len(before.train)
+    assert torch.equal(after.train_noisy_labels, before.train_noisy_labels)
 
 
 def test_the_data_set_has_noisy_training_labels_only(root):
@@ -90,7 +93,7 @@ def test_missing_text_files_are_named(root):
         FileNotFoundError,
         match=r"noisy_label_kv\.txt, clean_val_key_list\.txt not found in .*root=",
     ):
-        read_clothing1m(root)
+        read(root)
 
 
 def test_a_key_without_a_label_is_named(root):
@@ -99,13 +102,13 @@ def test_a_key_without_a_label_is_named(root):
         ValueError,
         match=r"noisy_train_key_list\.txt:2: key 'images/9/9/9\.jpg' has no label in noisy_label",
     ):
-        read_clothing1m(root)
+        read(root)
 
 
 def test_validation_keys_need_clean_labels(root):
     change_line(root / "clean_val_key_list.txt", 1, next(iter(NOISY)))
     with pytest.raises(ValueError, match=r"clean_val_key_list\.txt:1: .* clean_label_kv\.txt"):
-        read_clothing1m(root)
+        read(root)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +118,17 @@ def test_validation_keys_need_clean_labels(root):
         ("images/1/2/2.jpg -1", r"clean_label_kv\.txt:3: expected 'key label', got .* -1'"),
         ("images/1/2/2.jpg Shawl", r"clean_label_kv\.txt:3: expected 'key label', got .*Shawl"),
         ("images/1/2/2.jpg", r"clean_label_kv\.txt:3: expected 'key label', got"),
+        ("images/1/2/2.jpg " + "9" * 5000, r"clean_label_kv\.txt:3: is no line of text"),
+        ("images/1/2/2.jpg " + "9" * 3000, r"clean_label_kv\.txt:3: label 9+ .* not in 0\.\.13"),
+        ("images/1/2/2.jpg ²", r"clean_label_kv\.txt:3: expected 'key label', got"),
+        ("images/1/1/1.jpg 3", r"clean_label_kv\.txt:3: .*1\.jpg' has the label 3 here and 12 ab"),
+        ("images/\0.jpg 3", r"clean_label_kv\.txt:3: is no line of text"),
     ],
 )
 def test_a_bad_label_is_named_with_its_line(root, line, message):
     change_line(root / "clean_label_kv.txt", 3, line)
     with pytest.raises(ValueError, match=message):
-        read_clothing1m(root)
+        read(root)
 
 
 def test_a_missing_image_is_named_with_its_line(root):
@@ -128,10 +136,24 @@ def test_a_missing_image_is_named_with_its_line(root):
     with pytest.raises(
         FileNotFoundError, match=r"noisy_train_key_list\.txt:2: image .*4,7\.jpg does not exist"
     ):
-        read_clothing1m(root)
+        read(root)
+
+
+def test_a_key_outside_the_folder_is_refused(root):
+    for key in ("../secret.jpg", "/etc/secret.jpg"):
+        (root / "clean_label_kv.txt").write_text(f"{key} 3\n")
+        (root / "clean_val_key_list.txt").write_text(f"{key}\n")
+        with pytest.raises(ValueError, match=r"clean_val_key_list\.txt:1: key .* leads out of"):
+            read(root)
+
+
+def test_a_list_that_is_no_text_is_refused(root):
+    (root / "clean_test_key_list.txt").write_bytes(b"images/\xff.jpg\n")
+    with pytest.raises(ValueError, match=r"clean_test_key_list\.txt:1: must be UTF-8 text"):
+        read(root)
 
 
 def test_an_empty_listing_is_refused(root):
     (root / "clean_test_key_list.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"clean_test_key_list\.txt: holds no keys"):
-        read_clothing1m(root)
+        read(root)

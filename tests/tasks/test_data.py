@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import KMNIST
 
-from optuna_robustloss.tasks.data import DataSet, data_names, load_data
-from optuna_robustloss.tasks.images import TensorImages
+from optuna_robustloss.tasks.data import data_names, load_data
+from optuna_robustloss.tasks.images import DataSet, TensorImages
 
 CPU = torch.device("cpu")
 needs_data = pytest.mark.skipif(
@@ -155,6 +155,21 @@ def test_a_partial_copy_is_read_with_a_warning(tmp_path, caplog):
     assert torch.equal(pixels_of(data.test)[:, 0], torch.from_numpy(raw_pixels))
 
 
+def test_a_damaged_copy_is_one_clear_error(tmp_path):
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((20, 28, 28), np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20, dtype=np.uint8) % 10)
+    for damaged in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        whole = (raw / damaged).read_bytes()
+        for content in (whole[:-1], b"", b"hello", whole[:3] + b"\xff" + whole[4:]):
+            (raw / damaged).write_bytes(content)
+            with pytest.raises((ValueError, FileNotFoundError), match=r"kmnist.*--download"):
+                load_data("kmnist", root=tmp_path)
+        (raw / damaged).write_bytes(whole)
+
+
 # The type
 
 
@@ -181,6 +196,8 @@ def test_labels_must_fit_the_images():
         ({"train_noisy_labels": torch.tensor([0, -1, 1])}, r"train_noisy_labels .* got -1\.\.1"),
         ({"validation_labels": torch.tensor([0])}, "both images and labels, or neither"),
         ({"class_names": ("one",)}, "1 class_names for 2 classes"),
+        ({"num_classes": 1}, r"must be in 2\.\.10000, got 1"),
+        ({"num_classes": 60_000}, r"must be in 2\.\.10000, got 60000"),
     ]:
         assert tiny().num_classes == 2
         with pytest.raises(ValueError, match=f"tiny: .*{message}"):

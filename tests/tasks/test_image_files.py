@@ -3,11 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from optuna_robustloss.tasks.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FileImages,
-)
+from optuna_robustloss.tasks.image_files import IMAGENET_MEAN, IMAGENET_STD, FileImages
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()

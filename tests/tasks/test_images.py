@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from optuna_robustloss.tasks.images import (
-    TensorImages,
-    crop_and_mirror,
-    pixel_moments,
-)
+from optuna_robustloss.tasks.images import TensorImages, crop_and_mirror, pixel_moments
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()

@@ -15,6 +15,7 @@ from optuna_robustloss.tasks.class_maps import CIFAR100_SUPERCLASSES, class_map_
 from optuna_robustloss.tasks.noise import NoiseSpec, corrupt, transition_matrix
 
 DRAWN = st.sampled_from(["symmetric", "pair-flip", "asymmetric"])
+EXACT = st.sampled_from(["symmetric", "pair-flip", "asymmetric", "asymmetric-blocks"])
 RATES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**32)
 
@@ -109,6 +110,29 @@ def test_golden_labels_are_the_same_on_every_host():
         assert drawn(text, cycle(20), seed=42).labels.tolist() == expected
 
 
+# Exact counts
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=EXACT, rate=RATES, seed=SEEDS, images=st.integers(1, 40))
+def test_with_exact_counts_that_share_of_each_class_is_wrong(kind, rate, seed, images):
+    labels, spec = cycle(100 * images, 100), NoiseSpec(kind=kind, rate=rate, counts="exact")
+    noisy = corrupt(spec, labels, 100, dataset="cifar100", seed=seed)
+    wrong = labels[noisy.labels != labels].bincount(minlength=100)
+    assert (wrong - rate * images).min() > -1.0001
+    assert (wrong - rate * images).max() <= 1e-6
+    nominal = transition_matrix(spec, "cifar100", 100)
+    assert (nominal[labels, noisy.labels] > 0).all()
+
+
+def test_exact_counts_of_symmetric_noise_spread_over_the_other_classes():
+    noisy = drawn("symmetric:0.8:exact", cycle(10_000), seed=1)
+    assert noisy.rate == 0.8
+    off = noisy.transition[~torch.eye(10, dtype=torch.bool)]
+    assert (off - 0.8 / 9).abs().max() < 0.05
+    assert not torch.equal(noisy.labels, drawn("symmetric:0.8:exact", cycle(10_000), 2).labels)
+
+
 def test_no_noise_gives_a_copy_of_the_labels():
     labels = cycle(30)
     noisy = drawn("none", labels)
@@ -161,6 +185,19 @@ def test_asymmetric_cifar100_stays_in_the_superclass_and_is_a_cycle_of_five():
         assert mapping[seen[-1]] == row[0]
     assert mapping[30] == 55  # dolphin → otter
     assert mapping[95] == 4  # whale → beaver
+
+
+def test_asymmetric_blocks_go_to_the_next_of_five_fine_indices():
+    noisy = drawn("asymmetric-blocks:1", cycle(100, 100), dataset="cifar100", num_classes=100)
+    # build_for_cifar100 of giorgiop/loss-correction, noise.py: ones right of the diagonal, around
+    block = torch.zeros(5, 5)
+    block[[0, 1, 2, 3, 4], [1, 2, 3, 4, 0]] = 1
+    assert torch.equal(noisy.transition.float(), torch.block_diag(*[block] * 20))
+    inside = class_map_for("cifar100", 100)
+    same = [c for c, target in enumerate(noisy.labels.tolist()) if inside[c] == target]
+    assert same == [6, 42, 63, 86]
+    with pytest.raises(ValueError, match=r"it has for cifar100\); use 'asymmetric'"):
+        drawn("asymmetric-blocks:0.4", cycle(20), dataset="cifar10")
 
 
 @pytest.mark.skipif("OPTUNA_ROBUSTLOSS_DATA" not in os.environ, reason="needs the real data")
@@ -235,6 +272,8 @@ def test_contradictory_specifications_are_refused():
         ({"kind": "human"}, "needs the name"),
         ({"kind": "symmetric", "rate": 0.2, "name": "x"}, "takes no name, got 'x'"),
         ({"kind": "matrix"}, "needs the path"),
+        ({"kind": "none", "counts": "exact"}, "'none' takes no counts, got 'exact'"),
+        ({"kind": "symmetric", "rate": 0.2, "counts": "some"}, "'random' or 'exact'"),
         ({"kind": "file"}, "needs the path"),
         ({"kind": "given", "path": "x.npy"}, "takes no path, got 'x.npy'"),
         ({"kind": "uniform", "rate": 0.2}, "'none', 'symmetric'"),
@@ -252,6 +291,8 @@ def test_contradictory_specifications_are_refused():
         ("symmetric:0.125", "symmetric 12.5 %", True),
         ("pair-flip:0.45", "pair-flip 45 %", False),
         ("asymmetric:0.4", "asymmetric 40 %", False),
+        ("asymmetric-blocks:0.4", "asymmetric-blocks 40 %", False),
+        ("symmetric:0.8:exact", "symmetric 80 %, exact counts", True),
         ("human:worse_label", "human worse_label", False),
         ("matrix:some/m.npy", "matrix m.npy", False),
         ("file:some/labels.csv", "file labels.csv", False),
@@ -271,6 +312,8 @@ def test_text_that_is_no_specification_is_refused():
         ("symmetric:", "valid number"),
         ("symmetric:much", "valid number"),
         ("none:0.2", "takes no argument, got '0.2'"),
+        ("symmetric:0.2:", "'random' or 'exact'"),
+        ("symmetric:0.2:exact:3", "'random' or 'exact'"),
         ("gaussian:0.2", "'none', 'symmetric'"),
         ("human", "needs the name"),
         ("file", "needs the path"),

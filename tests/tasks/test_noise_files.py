@@ -71,6 +71,67 @@ def test_human_labels_need_a_known_data_set_a_place_and_a_file(tmp_path):
         corrupt(spec, labels, 10, dataset="cifar10", seed=0, root=tmp_path)
 
 
+def corrupt_cifar10(clean, root, path=None, name="worse_label"):
+    spec = NoiseSpec(kind="human", name=name, path=path)
+    return corrupt(spec, clean, 10, dataset="cifar10", seed=0, root=root)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "tensors"])
+def test_human_labels_are_read_as_published(tmp_path, kind):
+    clean = cycle(50)
+    content = {"clean_label": clean, "worse_label": (clean + 1) % 10}
+    if kind == "numpy":
+        content = {name: labels.numpy() for name, labels in content.items()}
+    (tmp_path / "cifar-n").mkdir()
+    path = tmp_path / "cifar-n" / "CIFAR-10_human.pt"
+    torch.save(content, path)
+    before = set(torch.serialization.get_safe_globals())
+    for place in (None, path):
+        noisy = corrupt_cifar10(clean, tmp_path, place)
+        assert noisy.labels.tolist() == ((clean + 1) % 10).tolist()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+class Runs:
+    """What a pickle may name: loading it would call a function."""
+
+    def __reduce__(self):
+        return os.system, ("touch pickled-code-ran",)
+
+
+def test_a_torch_file_of_anything_else_is_refused_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clean = cycle(50)
+    path = tmp_path / "CIFAR-10_human.pt"
+    good = {"worse_label": clean.numpy()}
+    torch.save(good, path)
+    whole = path.read_bytes()
+    for content, message in [
+        (Runs(), "must be a dict of arrays written by torch.save"),
+        (good | {"code": Runs()}, "must be a dict of arrays written by torch.save"),
+        ([1, 2], "it holds a list"),
+        ({"worse_label": clean[:49].numpy()}, r"worse_label must hold 50 labels"),
+        ({"worse_label": np.array([None] * 50)}, "human.pt"),
+        ({"worse_label": "hello"}, r"worse_label must hold 50 labels"),
+        ({"worse_label": (clean + 9).numpy()}, r"must be in \[0, 10\), got 10 \(row 1\)"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            corrupt_cifar10(clean, tmp_path, path)
+    for content in (b"", b"hello", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"human\.pt must be a dict of arrays"):
+            corrupt_cifar10(clean, tmp_path, path)
+    assert not (tmp_path / "pickled-code-ran").exists()
+
+
+def test_the_pickled_file_in_tensorflows_order_is_refused_with_the_other(tmp_path):
+    path = tmp_path / "CIFAR-10_human.npy"
+    np.save(path, np.array({"worse_label": np.zeros(50)}, dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"TensorFlow's order of images; take CIFAR-10_human\.pt"):
+        corrupt_cifar10(cycle(50), tmp_path, path)
+
+
 @pytest.mark.skipif("OPTUNA_ROBUSTLOSS_DATA" not in os.environ, reason="needs the real data")
 @pytest.mark.parametrize(("name", "rate"), [("worse_label", 0.4021), ("aggre_label", 0.0901)])
 def test_real_cifar10n_has_the_published_rates(name, rate):
@@ -121,13 +182,15 @@ def test_a_file_is_refused_if_absent_of_unknown_format_of_many_arrays_or_pickled
     with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
         read(tmp_path / "absent.npy", cycle(20))
     (tmp_path / "labels.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"\.npy, \.npz, \.csv or \.txt, got '\.json'"):
+    with pytest.raises(ValueError, match=r"\.npy, \.npz, \.csv, \.txt, \.pt, got '\.json'"):
         read(tmp_path / "labels.json", cycle(20))
     np.savez(tmp_path / "two.npz", a=np.zeros(20), b=np.zeros(20))
     with pytest.raises(ValueError, match="one array, it has a, b"):
         read(tmp_path / "two.npz", cycle(20))
     np.save(tmp_path / "objects.npy", np.array([{}] * 20, dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(
+        ValueError, match=r"objects\.npy must be a plain array, it holds pickled Python objects"
+    ):
         read(tmp_path / "objects.npy", cycle(20))
 
 
@@ -151,10 +214,10 @@ def test_matrix_is_read_from_each_format(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (np.eye(9), r"\(10, 10\) matrix, got shape \(9, 9\)"),
+        (np.eye(9), r"\(10, 10\) matrix of numbers, got shape \(9, 9\)"),
         (np.eye(10) * 0.9, "row 0 must sum to 1, got 0.9"),
-        (np.eye(10) * 2 - np.roll(np.eye(10), 1, 0), "0 or more, got -1"),
-        (np.full((10, 10), np.nan), "0 or more, got nan"),
+        (np.eye(10) * 2 - np.roll(np.eye(10), 1, 0), r"from 0 to 1, got 2\.0 in row 0, column 0"),
+        (np.full((10, 10), np.nan), "from 0 to 1, got nan in row 0, column 0"),
     ],
 )
 def test_a_matrix_that_is_none_is_refused(tmp_path, matrix, message):

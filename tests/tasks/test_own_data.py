@@ -82,13 +82,25 @@ BAD_ARRAYS = {
     "flat images": ({"x_train": np.zeros((6, 30), np.uint8)}, r"x_train must be .*\(6, 30\)"),
     "no images": ({"x_test": np.zeros((0, 6, 5), np.uint8)}, "x_test must be .* not empty"),
     "two shapes": ({"x_test": np.zeros((4, 5, 5), np.uint8)}, ".* one shape"),
-    "too few labels": ({"y_train": np.array([0, 1])}, r"y_train .* shape \(6,\).* got \(2,\)"),
-    "one-hot labels": ({"y_test": np.eye(4, dtype=int)}, r"y_test .* got \(4, 4\)"),
+    "too few labels": (
+        {"y_train": np.array([0, 1])},
+        r"y_train must hold 6 labels .* got shape \(2,\)",
+    ),
+    "one-hot labels": (
+        {"y_test": np.eye(4, dtype=int)},
+        r"y_test must hold 4 labels .* got shape \(4, 4\)",
+    ),
     "float labels": ({"y_test": np.zeros(4)}, "y_test must hold integers, got float64"),
-    "negative label": ({"y_test": np.array([0, -1, 0, 0])}, "y_test must not be negative, got -1"),
-    "unseen label": ({"y_test": np.array([0, 3, 0, 0])}, r"y_test holds the label 3.* 0\.\.2"),
-    "noisy label": ({"y_train_noisy": BIG}, r"y_train_noisy holds the label 3.* 0\.\.2"),
-    "noisy length": ({"y_train_noisy": np.zeros(5, int)}, r"y_train_noisy .* shape \(6,\)"),
+    "negative label": (
+        {"y_test": np.array([0, -1, 0, 0])},
+        r"y_test must be in \[0, 3\), got -1 \(row 1\)",
+    ),
+    "unseen label": (
+        {"y_test": np.array([0, 3, 0, 0])},
+        r"y_test must be in \[0, 3\), got 3 \(row 1\)",
+    ),
+    "noisy label": ({"y_train_noisy": BIG}, r"y_train_noisy must be in \[0, 3\), got 3"),
+    "noisy length": ({"y_train_noisy": np.zeros(5, int)}, r"y_train_noisy must hold 6 labels"),
     "from one": ({"y_train": np.array([1, 2, 3, 1, 2, 3])}, "y_train .* every label .* 1 to 3"),
     "one class": ({"y_train": np.zeros(6, int)}, "y_train .* C at least 2"),
     "missing": ({"x_test": None, "y_test": None}, "x_test, y_test missing; expected"),
@@ -107,7 +119,7 @@ def test_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "own.npz").write_bytes(b"\x80\x04junk")
     with pytest.raises(ValueError, match=r"own\.npz: is no \.npz archive"):
         load_data(str(tmp_path / "own.npz"))
-    with pytest.raises(FileNotFoundError, match=r"other\.npz does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.npz"):
         load_data(str(tmp_path / "other.npz"))
 
 
@@ -150,5 +162,5 @@ def test_broken_folders(tmp_path):
         load_data(f"folder:{tmp_path}")
     for split in ("train", "test"):
         (tmp_path / split / "gnu").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"train: .*gnu"):
+    with pytest.raises(ValueError, match=r"train/gnu: holds no image; .*\.jpg, .*\.webp"):
         load_data(f"folder:{tmp_path}")

@@ -119,7 +119,7 @@ def test_a_recipe_that_is_none_is_refused():
     for recipe, message in [
         ({"epoch": 3}, "epoch\n.*Extra inputs are not permitted"),
         ({"milestones": [0.5], "factors": [0.1]}, "belong to schedule 'step'"),
-        ({"lr": 0}, "greater than 0"),
+        ({"lr": 0}, "greater than or equal to 0.00"),
         ("adam", "valid dictionary or instance of Recipe"),
         (["adam"], "valid dictionary or instance of Recipe"),
     ]:
