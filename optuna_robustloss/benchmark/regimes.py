@@ -3,15 +3,17 @@
 For SGD another scale of a loss is another learning rate, so all methods have the same choice:
 
 - ``native``: the published form, last epoch; no label of the task is needed.
-- ``blind``: one scale for all tasks, chosen on the *other* tasks; last epoch.
+- ``blind``: one scale for all tasks of a data set, chosen on the tasks of the *other* data sets;
+  last epoch. A benchmark of one data set has none.
 - ``clean N``: scale (and epoch) chosen on N clean validation labels of the task.
 - ``noisy N``: the same on noisy validation labels.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -32,14 +34,23 @@ def measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> list[Measured]
     groups: dict[tuple[float, str], list[RunResult]] = defaultdict(list)
     for result in results:
         groups[result.run.horizon, result.run.schedule].append(result)
+    images = {task.label: _images(task.dataset) for task in spec.task_specs}
     return [
-        replace(one, horizon=horizon, schedule=schedule)
+        replace(one, horizon=horizon, schedule=schedule, dataset=images[one.task])
         for (horizon, schedule), group in sorted(groups.items())
-        for one in _measure(spec, group)
+        for one in _measure(spec, group, images)
     ]
 
 
-def _measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> Iterator[Measured]:
+def _images(dataset: str) -> str:
+    """Return the same name for all spellings of a data set's file or folder."""
+    kind, _, path = dataset.rpartition(":")
+    return f"{kind}:{os.path.realpath(path)}" if kind or path.endswith(".npz") else dataset
+
+
+def _measure(
+    spec: BenchmarkSpec, results: Sequence[RunResult], images: Mapping[str, str]
+) -> Iterator[Measured]:
     by_key: dict[_Key, dict[float, RunResult]] = defaultdict(dict)
     for result in results:
         run = result.run
@@ -53,7 +64,7 @@ def _measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> Iterator[Meas
         return
     for key, by_scale in tuned.items():
         yield from _tuned(spec, key, by_scale)
-    yield from _blind(tuned, scales)
+    yield from _blind(tuned, scales, images)
 
 
 def _native(key: _Key, result: RunResult) -> Iterator[Measured]:
@@ -92,11 +103,12 @@ def _tuned(spec: BenchmarkSpec, key: _Key, by_scale: dict[float, RunResult]) -> 
 
 
 def _blind(
-    tuned: dict[_Key, dict[float, RunResult]], scales: Sequence[float]
+    tuned: dict[_Key, dict[float, RunResult]], scales: Sequence[float], images: Mapping[str, str]
 ) -> Iterator[Measured]:
-    """Choose for each task the scale with the best mean clean accuracy on the other tasks.
+    """Choose for each data set the scale with the best mean clean accuracy on the others.
 
-    The others are all tasks with a tuned method; a method that lacks any has no blind choice.
+    The mean is over the tasks of a data set, then over data sets: all those that have a tuned
+    method. A method that lacks any of their tasks has no blind choice.
     """
     values: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -109,10 +121,16 @@ def _blind(
     tasks = list(dict.fromkeys(task for _, task, _ in tuned))  # a report may be of some tasks only
     for key, by_scale in tuned.items():
         method, task, _ = key
-        others = [values[method][other] for other in tasks if other != task]
-        if not others or not all(others):
+        others: dict[str, list[dict[float, list[float]]]] = defaultdict(list)
+        for other in tasks:
+            if images[other] != images[task]:
+                others[images[other]].append(values[method][other])
+        if not others or not all(all(group) for group in others.values()):
             continue
-        means = {scale: fmean(fmean(other[scale]) for other in others) for scale in scales}
+        means = {
+            scale: fmean(fmean(fmean(one[scale]) for one in group) for group in others.values())
+            for scale in scales
+        }
         scale = max(scales, key=lambda s: means[s])
         yield _measured(key, "blind", "last", by_scale[scale].curve[-1], scale)
 
@@ -129,4 +147,4 @@ def _measured(
     key: _Key, regime: str, pick: Pick, evaluation: RunEvaluation, scale: float
 ) -> Measured:
     method, task, seed = key
-    return Measured(method, task, seed, regime, pick, evaluation.test, scale, evaluation.epoch)
+    return Measured(method, "", task, seed, regime, pick, evaluation.test, scale, evaluation.epoch)

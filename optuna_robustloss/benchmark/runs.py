@@ -67,6 +67,8 @@ class Measured:
     """A test accuracy under a regime, which chooses scale and epoch."""
 
     method: str
+    dataset: str
+    """Of the task: tasks on the same images are not independent."""
     task: str
     seed: int
     regime: str

@@ -14,6 +14,8 @@ from optuna_robustloss.report.statistics import Ranking, mean_scores, methods_wi
 from optuna_robustloss.report.styles import in_order
 
 PICKS: Mapping[Pick, str] = {"last": "last epoch", "best": "best on validation"}
+#: Methods of the native regime that use clean labels, which the others do not.
+_USE_CLEAN_LABELS = ("ce-stopped-clean",)
 
 
 @dataclass(frozen=True, order=True)
@@ -139,10 +141,13 @@ def _standing(
     measured: list[Measured], methods: tuple[str, ...], reference: str
 ) -> tuple[Standing | None, list[str]]:
     """Return the standing, None if no task is complete, and what is to be said of it."""
+    notes = []
+    if clean := [method for method in methods if method in _USE_CLEAN_LABELS]:
+        methods = tuple(method for method in methods if method not in clean)
+        notes.append(f"not ranked, as clean labels choose the epoch: {', '.join(clean)}")
     with_most = methods_with_most(measured)
     ranked = [method for method in methods if method in with_most]
     left_out = [method for method in methods if method not in with_most]
-    notes = []
     if left_out:
         notes.append(f"not ranked, complete on less than half of the tasks: {', '.join(left_out)}")
     if not ranked:

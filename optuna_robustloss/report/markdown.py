@@ -55,7 +55,7 @@ def _ranks(standing: Standing) -> Iterator[str]:
     if standing.differences:
         other = escape_markdown(display_name(standing.differences[0].reference))
         columns.append(f"wins / ties / losses against {other}")
-        columns.append(f"difference to {other}, points [{100 * LEVEL:g} % interval]")
+        columns.append(f"difference to {other} over data sets, points [{100 * LEVEL:g} % interval]")
     rows = [
         [escape_markdown(display_name(method)), f"{rank:.2f}", *_against(against.get(method))]
         for method, rank in zip(ranking.methods, ranking.ranks, strict=True)
@@ -63,21 +63,28 @@ def _ranks(standing: Standing) -> Iterator[str]:
     table = pd.DataFrame([row[: len(columns)] for row in rows], columns=columns)
     yield table.to_markdown(index=False, disable_numparse=True)
     yield ""
+    tasks, datasets = ranking.tasks, ranking.datasets
+    size = f"{tasks} task{'s' * (tasks > 1)} on {datasets} data set{'s' * (datasets > 1)}."
     if ranking.friedman and ranking.critical_difference:
         test = ranking.friedman
         yield (
-            f"{ranking.tasks} tasks. Friedman χ² = {test.chi2:.2f}, p = {test.p:.2g}; "
+            f"{size} Friedman χ² = {test.chi2:.2f}, p = {test.p:.2g}; "
             f"Iman–Davenport F = {test.f:.2f}, p = {test.p_f:.2g}. Nemenyi's critical difference "
             f"at α = {ranking.alpha:g} is {ranking.critical_difference:.2f}."
         )
         groups = "; ".join(", ".join(map(display_name, clique)) for clique in ranking.cliques)
         yield f"No significant difference within: {escape_markdown(groups or 'no group')}."
     else:
-        yield f"{ranking.tasks} {'task' if ranking.tasks == 1 else 'tasks'}."
+        yield size
+    yield "Ranks and differences: means over the tasks of a data set, then over data sets."
     if standing.differences:
+        yield f"Wins, ties (less than {100 * TIE:g} points) and losses count tasks."
         yield (
-            f"A tie is less than {100 * TIE:g} points. Intervals: percentile bootstrap over tasks, "
-            "not corrected for the number of methods."
+            "Intervals: percentile bootstrap over data sets, then seeds, not corrected for the "
+            "number of methods and too narrow for few data sets."
+            if datasets > 1
+            else "No intervals: there is one data set, and tasks on the same images are not "
+            "independent."
         )
     yield ""
 

@@ -1,8 +1,8 @@
-"""Average ranks of methods over tasks, and which of them differ: Demšar (JMLR 7, 2006)."""
+"""Average ranks of methods over data sets, and which of them differ: Demšar (JMLR 7, 2006)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -15,6 +15,8 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range
 from optuna_robustloss.benchmark.runs import Measured
 
 _SAME_BUT_FOR_ROUNDING = 12  # digits
+ENOUGH = 6
+"""Data sets for p-values: on five, even five wins of five differ at p = 2 · 2⁻⁵ = .0625 only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +25,12 @@ class Scores:
 
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
+    datasets: tuple[str, ...]
+    """Data set of each task."""
     means: NDArray[np.float64]
     """(methods, tasks), in [0, 1]: means over the seeds."""
+    by_seed: Mapping[str, NDArray[np.float64]]
+    """Data set → (methods, seeds), in [0, 1]: means over its tasks."""
     notes: tuple[str, ...] = ()
     """Which tasks are left out, and why."""
 
@@ -43,14 +49,15 @@ class Friedman:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods by their average rank over tasks, best first; rank 1 is the highest accuracy."""
+    """Methods by their average rank over data sets, best first; rank 1 is the highest accuracy."""
 
     methods: tuple[str, ...]
     ranks: tuple[float, ...]
     tasks: int
+    datasets: int
     alpha: float
     friedman: Friedman | None
-    """None, with a note, for fewer than 3 methods or 2 tasks, or if all methods tie."""
+    """None, with a note, for fewer than 3 methods or ``ENOUGH`` data sets, or if all tie."""
     critical_difference: float | None
     """Ranks further apart than this differ at ``alpha`` (Nemenyi); None as for ``friedman``."""
     cliques: tuple[tuple[str, ...], ...]
@@ -86,7 +93,13 @@ def mean_scores(measured: Sequence[Measured], methods: Iterable[str] | None = No
     if not complete.any():
         raise ValueError(f"no task has all seeds of {', '.join(chosen)}: {'; '.join(notes)}")
     means = accuracies.groupby("task", sort=False).mean()[complete]
-    return Scores(chosen, tuple(means.index), means.to_numpy().T, tuple(notes))
+    tasks = tuple(map(str, means.index))
+    dataset_of = {one.task: one.dataset for one in measured}
+    kept = accuracies[accuracies.index.isin(tasks, level="task")]
+    groups = kept.groupby(kept.index.get_level_values("task").map(dataset_of), sort=False)
+    by_seed = {str(name): own.groupby("seed").mean().to_numpy().T for name, own in groups}
+    datasets = tuple(dataset_of[task] for task in tasks)
+    return Scores(chosen, tasks, datasets, means.to_numpy().T, by_seed, tuple(notes))
 
 
 def methods_with_most(measured: Sequence[Measured], share: float = 0.5) -> tuple[str, ...]:
@@ -109,26 +122,41 @@ def _accuracies(measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def rank(scores: Scores, alpha: float = 0.05) -> Ranking:
-    """Rank k methods on N tasks, ties sharing their mean rank, and average over tasks."""
-    k, n = scores.means.shape
-    rounded = scores.means.round(_SAME_BUT_FOR_ROUNDING)
+    """Rank k methods on N data sets, ties sharing their mean rank, and average over data sets.
+
+    Tasks on the same images are not independent, so a data set counts once: by the means over its
+    tasks.
+    """
+    rounded = _over_tasks(scores).round(_SAME_BUT_FOR_ROUNDING)
+    k, n = rounded.shape
     ranks = rankdata(-rounded, axis=0).mean(axis=1)
     order = np.argsort(ranks, kind="stable")
     methods = tuple(scores.methods[i] for i in order)
     ordered = tuple(float(ranks[i]) for i in order)
     reason = None
-    if k < 3 or n < 2:
-        reason = f"no Friedman test: it needs 3 methods and 2 tasks, there are {k} and {n}"
+    tasks = len(scores.tasks)
+    if k < 3 or n < ENOUGH:
+        reason = (
+            "no p-values and no critical difference: tasks on the same images are not independent, "
+            f"so they need {ENOUGH} data sets and 3 methods; there are {n} and {k}"
+        )
     elif not np.ptp(rounded, axis=0).any():
-        reason = "no Friedman test: all methods tie on every task"
+        reason = "no Friedman test: all methods tie on every data set"
     if reason:
-        return Ranking(methods, ordered, n, alpha, None, None, (), (*scores.notes, reason))
+        return Ranking(methods, ordered, tasks, n, alpha, None, None, (), (*scores.notes, reason))
     chi2, p = friedmanchisquare(*rounded)
     f, p_f = iman_davenport(float(chi2), k, n)
     width = critical_difference(k, n, alpha)
     cliques = _cliques(methods, ordered, width)
     friedman = Friedman(float(chi2), float(p), f, p_f)
-    return Ranking(methods, ordered, n, alpha, friedman, width, cliques, scores.notes)
+    return Ranking(methods, ordered, tasks, n, alpha, friedman, width, cliques, scores.notes)
+
+
+def _over_tasks(scores: Scores) -> NDArray[np.float64]:
+    """(methods, data sets): means over the tasks of each data set."""
+    names = np.array(scores.datasets)
+    columns = [scores.means[:, names == name].mean(axis=1) for name in dict.fromkeys(names)]
+    return np.stack(columns, axis=1)
 
 
 def iman_davenport(chi2: float, k: int, n: int) -> tuple[float, float]:
@@ -137,7 +165,7 @@ def iman_davenport(chi2: float, k: int, n: int) -> tuple[float, float]:
     Args:
         chi2: Friedman's χ²_F.
         k: number of methods.
-        n: number of tasks, N.
+        n: number of data sets, N.
 
     """
     rest = n * (k - 1) - chi2
@@ -147,7 +175,7 @@ def iman_davenport(chi2: float, k: int, n: int) -> tuple[float, float]:
 
 
 def critical_difference(k: int, n: int, alpha: float = 0.05) -> float:
-    """Return CD = q_α √(k (k + 1) / (6 N)) of k methods on n tasks; Demšar, p. 12.
+    """Return CD = q_α √(k (k + 1) / (6 N)) of k methods on n data sets; Demšar, p. 12.
 
     q_α is the quantile of the studentised range divided by √2 (Demšar, Table 5a).
 

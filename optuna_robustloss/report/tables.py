@@ -69,6 +69,7 @@ def title(comparison: Comparison) -> str:
     return (
         f"Test accuracy, %, mean ± standard deviation over {comparison.seeds} seeds: "
         f"{comparison.conditions.label}"
+        + (" (scales chosen on the other data sets)" * (comparison.conditions.regime == "blind"))
     )
 
 

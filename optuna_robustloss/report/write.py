@@ -71,7 +71,7 @@ def write_report(
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     compared = comparisons(measured, reference)
-    told = {**(facts or {}), **_state(results, runs)}
+    told = {**(facts or {}), **_state(results, runs), **_blind_state(measured)}
     write_text_atomically(out / "measured.csv", _csv([vars(one) for one in measured]))
     write_text_atomically(out / "table.csv", to_csv(compared))
     write_text_atomically(
@@ -101,6 +101,17 @@ def _state(results: Sequence[RunResult], runs: Sequence[Run]) -> dict[str, str]:
     return state
 
 
+def _blind_state(measured: Sequence[Measured]) -> dict[str, str]:
+    """Say why there is no blind regime, where scales are chosen and a single data set is there."""
+    datasets = {one.dataset for one in measured}
+    if len(datasets) > 1 or all(one.regime == "native" for one in measured):
+        return {}
+    return {
+        "blind": f"empty: its scales are chosen on other data sets, and all tasks here are on "
+        f"{', '.join(datasets)}"
+    }
+
+
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     return str(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
@@ -119,6 +130,7 @@ def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
                 "average_rank": rank,
                 "average_accuracy": 100 * standing.averages[method],
                 "tasks": ranking.tasks,
+                "datasets": ranking.datasets,
             }
             for field in ("chi2", "p", "f", "p_f"):
                 row[f"friedman_{field}"] = test.get(field)

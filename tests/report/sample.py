@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 
 from optuna_robustloss.benchmark.runs import Measured, Run, RunEvaluation, RunResult
+from optuna_robustloss.report.statistics import Scores
 
 TASKS = ("mnist/mlp2/symmetric 80 %", "mnist/mlp2/symmetric 40 %", "cifar10/vgg11/asymmetric 40 %")
 METHODS = ("ce", "gce", "ar_sym80")
@@ -17,6 +18,7 @@ def measured(methods=METHODS, tasks=TASKS, seeds=SEEDS, regime="native", picks=(
     return [
         Measured(
             method=method,
+            dataset=task.split("/")[0],
             task=task,
             seed=seed,
             regime=regime,
@@ -33,13 +35,24 @@ def measured(methods=METHODS, tasks=TASKS, seeds=SEEDS, regime="native", picks=(
 
 
 def fixed(table, regime="native", pick="last"):
-    """One accuracy for each method → task → list over seeds."""
+    """One accuracy for each method → task → list over seeds; a task's data set is before its /."""
     return [
-        Measured(method, task, seed, regime, pick, accuracy, 1.0, 10.0)
+        Measured(method, task.split("/")[0], task, seed, regime, pick, accuracy, 1.0, 10.0)
         for method, tasks in table.items()
         for task, accuracies in tasks.items()
         for seed, accuracy in enumerate(accuracies)
     ]
+
+
+def scores(methods, means, datasets=None):
+    """Scores of (methods, tasks) means, with a single seed; by default, tasks are data sets."""
+    tasks = tuple(f"t{i}" for i in range(len(means[0])))
+    datasets = tuple(datasets or tasks)
+    means = np.array(means, dtype=float)
+    by_seed = {
+        name: means[:, [d == name for d in datasets]].mean(1, keepdims=True) for name in datasets
+    }
+    return Scores(tuple(methods), tasks, datasets, means, by_seed)
 
 
 def result(method="ce", task=TASKS[0], seed=0, scale=1.0, steps=(10, 20, 40), **fields):

@@ -53,6 +53,15 @@ def test_a_method_that_is_only_begun_is_not_ranked():
     assert standing.ranking.tasks == 3
 
 
+def test_a_method_that_uses_clean_labels_is_shown_and_not_ranked():
+    stopped = [dataclasses.replace(one, method="ce-stopped-clean") for one in measured(("ce",))]
+    comparison = only([*measured(picks=("last",)), *[one for one in stopped if one.pick == "last"]])
+    assert set(comparison.standings["last"].ranking.methods) == {"ce", "gce", "ar_sym80"}
+    assert comparison.summaries["ce-stopped-clean", TASKS[0], "last"].seeds == 3
+    note = "last epoch: not ranked, as clean labels choose the epoch: ce-stopped-clean"
+    assert note in comparison.notes
+
+
 def test_nothing_to_rank_is_a_note():
     comparison = only(
         fixed({"ce": {"a": [0.1] * 2, "b": [0.1]}, "gce": {"a": [0.1], "b": [0.1] * 2}})

@@ -23,7 +23,9 @@ def lines(figure, name):
 
 # --- Critical differences ---
 
-RANKING = Ranking(("gce", "sce", "ce"), (1.2, 1.8, 3.0), 10, 0.05, None, 1.05, (("gce", "sce"),))
+RANKING = Ranking(
+    ("gce", "sce", "ce"), (1.2, 1.8, 3.0), 10, 10, 0.05, None, 1.05, (("gce", "sce"),)
+)
 
 
 def test_the_diagram_has_the_best_method_on_the_right():

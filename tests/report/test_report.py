@@ -62,9 +62,10 @@ def test_the_markdown_says_what_was_compared(folder):
     assert r"\<small\>" in text
     assert "over 3 seeds: native" in text
     assert "over 3 seeds: clean 1000" in text
-    assert "3 tasks. Friedman χ² = 6.00, p = 0.05" in text
-    assert "critical difference at α = 0.05 is 1.91" in text
-    assert r"No significant difference within: ar\_sym80, GCE; GCE, CE." in text
+    assert "3 tasks on 2 data sets." in text
+    assert "Friedman" not in text
+    assert "no p-values and no critical difference" in text
+    assert "they need 6 data sets and 3 methods; there are 2 and 3" in text
     assert "| 3 / 0 / 0 " in text
     assert "Gao, Gouk and Hospedales" in text
     assert "Missing" not in text
@@ -78,7 +79,7 @@ def test_ranks_csv_has_a_row_for_each_pick_and_method(folder):
     assert (row["wins"], row["ties"], row["losses"]) == ("3.0", "0.0", "0.0")
     assert float(row["low"]) < float(row["difference"]) < float(row["high"])
     assert float(row["difference"]) == pytest.approx(10, abs=2)
-    assert float(row["friedman_chi2"]) == pytest.approx(6)
+    assert (row["datasets"], row["friedman_chi2"]) == ("2", "")
 
 
 def test_measured_csv_has_every_accuracy(folder):
@@ -106,15 +107,38 @@ def test_a_partial_benchmark_says_what_is_missing(tmp_path):
     assert "- diverged: 1 of 6 trainings" in text
     assert "- missing: 25 of 27 trainings" in text
     assert "2 of 3 seeds" in text
-    assert "2 tasks. Friedman" in text
+    assert "2 tasks on 2 data sets." in text
 
 
 @pytest.mark.parametrize("methods", [("ce",), ("gce",), ("ce", "gce")])
 def test_few_methods_are_reported_without_a_test(tmp_path, methods):
     write_report(tmp_path, [], measured(methods=methods, tasks=TASKS[:1]))
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "1 task." in text
-    assert "no Friedman test" in text
+    assert "1 task on 1 data set." in text
+    assert "no p-values" in text
+    if len(methods) > 1:
+        assert "No intervals: there is one data set" in text
+
+
+def test_six_data_sets_have_p_values(tmp_path):
+    write_report(tmp_path, [], measured(tasks=tuple(f"d{i}/mlp2/clean" for i in range(6))))
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "6 tasks on 6 data sets. Friedman χ² = 12.00, p = 0.0025" in text
+    assert "critical difference at α = 0.05 is 1.35" in text
+    assert r"No significant difference within: ar\_sym80, GCE; GCE, CE." in text
+    assert "Intervals: percentile bootstrap over data sets, then seeds" in text
+
+
+def test_a_single_data_set_has_no_blind_scales_and_one_sentence_says_why(tmp_path):
+    chosen = measured(tasks=TASKS[:2], regime="clean 1000")
+    write_report(tmp_path, [], [*measured(tasks=TASKS[:2]), *chosen])
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "- blind: empty: its scales are chosen on other data sets, and all tasks here" in text
+    assert "are on mnist" in text
+    write_report(tmp_path, [], [*measured(), *measured(regime="blind")])
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "blind: empty" not in text
+    assert "over 3 seeds: blind (scales chosen on the other data sets)" in text
 
 
 def test_the_same_accuracies_give_the_same_files(tmp_path):

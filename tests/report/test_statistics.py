@@ -1,17 +1,21 @@
 """Against the example of Demšar (2006) and against scikit-posthocs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scikit_posthocs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import friedmanchisquare
 
 from optuna_robustloss.report.statistics import (
-    Scores,
     critical_difference,
     iman_davenport,
     mean_scores,
     methods_with_most,
     rank,
 )
+from report import sample
 from report.sample import METHODS, TASKS, fixed, measured
 
 # Demšar, Table 6: AUC of C4.5 as it is, with m, with cf, with both. The ranks printed for "voting"
@@ -36,10 +40,9 @@ C45 = np.array(
 )
 
 
-def scores(means, methods=None):
+def scores(means, methods=None, datasets=None):
     """Scores of (N, k) means."""
-    methods = methods or tuple(f"m{i}" for i in range(means.shape[1]))
-    return Scores(methods, tuple(f"t{i}" for i in range(len(means))), means.T)
+    return sample.scores(methods or [f"m{i}" for i in range(means.shape[1])], means.T, datasets)
 
 
 @pytest.fixture
@@ -107,9 +110,9 @@ def test_higher_accuracy_has_the_lower_rank_and_ties_share():
 
 
 @pytest.mark.parametrize(
-    ("shape", "reason"), [((5, 2), "there are 2 and 5"), ((1, 4), "there are 4 and 1")]
+    ("shape", "reason"), [((6, 2), "there are 6 and 2"), ((5, 4), "there are 5 and 4")]
 )
-def test_too_few_for_friedman_is_a_note(shape, reason):
+def test_too_few_for_p_values_is_a_note(shape, reason):
     ranking = rank(scores(np.random.default_rng(0).normal(size=shape)))
     assert ranking.friedman is None
     assert ranking.critical_difference is None
@@ -118,16 +121,52 @@ def test_too_few_for_friedman_is_a_note(shape, reason):
 
 
 def test_methods_that_all_tie_are_a_note():
-    ranking = rank(scores(np.ones((3, 3))))
+    ranking = rank(scores(np.ones((6, 3))))
     assert ranking.friedman is None
     assert ranking.ranks == (2, 2, 2)
     assert "tie" in ranking.notes[0]
 
 
 def test_the_same_order_everywhere_is_an_infinite_f():
-    friedman = rank(scores(np.tile([0.1, 0.2, 0.3], (4, 1)))).friedman
-    assert friedman.chi2 == pytest.approx(8)
+    friedman = rank(scores(np.tile([0.1, 0.2, 0.3], (6, 1)))).friedman
+    assert friedman.chi2 == pytest.approx(12)
     assert (friedman.f, friedman.p_f) == (np.inf, 0)
+
+
+# --- Tasks on the same images ---
+
+
+def test_p_values_are_those_of_scipy_over_data_sets():
+    random = np.random.default_rng(1)
+    means = random.random((18, 4))
+    datasets = [f"d{i % 7}" for i in range(18)]
+    found = rank(scores(means, datasets=datasets))
+    of_dataset = pd.DataFrame(means).groupby(datasets).mean()
+    expected = friedmanchisquare(*of_dataset.to_numpy().T)
+    assert (found.friedman.chi2, found.friedman.p) == pytest.approx(tuple(expected))
+    assert (found.tasks, found.datasets) == (18, 7)
+    assert found.critical_difference == critical_difference(4, 7)
+    ranks = of_dataset.rank(axis=1, ascending=False).mean()
+    assert [found.rank_of(f"m{i}") for i in range(4)] == pytest.approx(list(ranks))
+
+
+def test_twelve_tasks_on_two_data_sets_have_no_p_value():
+    found = rank(scores(C45[:12], datasets=["mnist"] * 8 + ["kmnist"] * 4))
+    assert (found.friedman, found.critical_difference, found.cliques) == (None, None, ())
+    assert "tasks on the same images are not independent" in found.notes[0]
+    assert "they need 6 data sets and 3 methods; there are 2 and 4" in found.notes[0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+@settings(max_examples=25, deadline=None)
+def test_tasks_that_are_there_several_times_change_no_rank_and_no_p_value(seed, times):
+    means = np.random.default_rng(seed).random((7, 4))
+    once = rank(scores(means, datasets=list("abcdefg")))
+    again = rank(
+        scores(np.repeat(means, [times, *[1] * 6], axis=0), datasets=["a"] * times + list("bcdefg"))
+    )
+    assert again.ranks == once.ranks
+    assert again.friedman == once.friedman
 
 
 # --- From measured accuracies ---

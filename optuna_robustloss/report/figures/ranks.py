@@ -77,7 +77,7 @@ def critical_difference_diagram(
     lowest = names_from - right
     far = max(count, 1 + (ranking.critical_difference or 0))
     figure.update_xaxes(
-        title_text=f"average rank over {ranking.tasks} tasks (1 is best)",
+        title_text=f"average rank over {ranking.datasets} data sets (1 is best)",
         range=[far + 0.1, 0.9],
         dtick=1,
         side="top",
