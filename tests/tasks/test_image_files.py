@@ -1,9 +1,18 @@
+import os
+import socket
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from optuna_robustloss.tasks.image_files import IMAGENET_MEAN, IMAGENET_STD, FileImages
+from optuna_robustloss.tasks.image_files import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FileImages,
+    read_image,
+)
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()
@@ -100,11 +109,71 @@ def test_streaming_leaves_the_global_generator_alone(files, augment):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_unreadable_file_is_named(files):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_file_is_named_without_a_traceback(files, workers):
     files[3].write_bytes(b"not an image")
-    source = FileImages(files, size=28, num_workers=0)
-    with pytest.raises(ValueError, match=r"3\.png: cannot be read as an image"):
-        images_of(source, torch.arange(5))
+    source = FileImages(files, size=28, num_workers=workers)
+    with pytest.raises(ValueError, match=r"^\S*3\.png: cannot be read as an image: [^\n]*$"):
+        images_of(source, torch.arange(5), 2)
+
+
+def big_png(path, width, height):
+    """Write a PNG whose header says that it is large."""
+    Image.new("L", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+def test_what_is_no_readable_image_is_refused_at_once(tmp_path):
+    path = tmp_path / "one.png"
+    for make, message in [
+        (lambda: os.mkfifo(path), "it is no regular file"),
+        (lambda: socket.socket(socket.AF_UNIX).bind(str(path)), "one.png: cannot be read"),
+        (lambda: path.symlink_to("/dev/zero"), "it is no regular file"),
+        (lambda: path.symlink_to("nowhere"), "No such file"),
+        (lambda: path.mkdir(), "Is a directory|no regular file"),
+        (lambda: path.write_bytes(b""), "cannot identify"),
+        (lambda: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "cannot identify"),
+        (lambda: big_png(path, 40_000, 40_000), "exceeds limit"),
+        (lambda: big_png(path, 10_000, 9_000), "10000 × 9000 pixels, at most 89478485 are read"),
+        (lambda: Image.new("L", (2**16, 1)).save(path), "65536 × 1 pixels are too narrow"),
+    ]:
+        make()
+        with pytest.raises(ValueError, match=rf"one\.png: .*({message})|{message}"):
+            images_of(FileImages([path], size=64, num_workers=0), torch.arange(1))
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def levels(image, path):
+    image.save(path)
+    return np.asarray(read_image(str(path)))[0, :, 0].tolist()
+
+
+def test_wide_values_are_scaled_and_not_clipped(tmp_path):
+    steps = np.array([[0, 257, 128 * 257, 65535]])
+    sixteen = Image.fromarray(steps.astype(np.uint16))
+    for name in ("one.png", "one.tif", "one.pgm"):
+        assert levels(sixteen, tmp_path / name) == [0, 1, 128, 255]
+    assert levels(Image.fromarray(steps.astype(np.int32)), tmp_path / "i.tif") == [0, 1, 128, 255]
+    floats = (steps / 65535).astype(np.float32)
+    assert levels(Image.fromarray(floats), tmp_path / "f.tif") == [0, 1, 128, 255]
+    for bad, message in ((-0.1, r"-0\.1 to 1"), (255.0, "got 0 to 255"), (np.nan, "nan")):
+        floats[0, 1] = bad
+        with pytest.raises(ValueError, match=rf"f\.tif: .*values in \[0, 1\], .*{message}"):
+            levels(Image.fromarray(floats), tmp_path / "f.tif")
+
+
+def test_an_image_is_upright_as_its_exif_orientation_says(tmp_path):
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    Image.fromarray(pixels).save(tmp_path / "one.png", exif=exif)
+    found = np.asarray(read_image(str(tmp_path / "one.png")))
+    assert found.shape == (16, 8, 3)
+    assert (found[:8].min(), found[8:].max()) == (255, 0)
 
 
 def test_bad_arguments_for_files_are_refused(files):

@@ -1,12 +1,17 @@
 """Data of a user's own: an .npz of arrays, a folder of images."""
 
+import io
 import logging
+import os
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import optuna_robustloss.tasks.arrays
 from optuna_robustloss.tasks.data import load_data
 
 CPU = torch.device("cpu")
@@ -123,6 +128,70 @@ def test_a_file_that_is_no_archive(tmp_path):
         load_data(str(tmp_path / "other.npz"))
 
 
+def bad_archive(path, values, **header):
+    """Replace x_train by an array whose header says something else."""
+    own = arrays()
+    np.savez_compressed(path, **{name: own[name] for name in ("y_train", "x_test", "y_test")})
+    file = io.BytesIO()
+    shape = header.get("shape", (6, 6, 5))
+    fields = {"descr": header.get("descr", "|u1"), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", file.getvalue() + values)
+
+
+def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
+    path, right = tmp_path / "own.npz", bytes(6 * 6 * 5)
+    huge = r"x_train is damaged or truncated: its header says .* \d+ bytes, and 180 are stored"
+    for values, header, message in [
+        (right, {"shape": (10**12, 1000, 1000)}, huge),
+        (right, {"shape": (10**30, 6, 5)}, huge),
+        (right[:-1], {}, "180 bytes, and 179 are stored"),
+        (right + b"x", {}, "180 bytes, and 181 are stored"),
+        (right, {"shape": (-6, -6, 5)}, "damaged"),
+        (right, {"descr": "|O"}, "pickled Python objects, which are not loaded"),
+        (right, {"descr": "<f8"}, "damaged or truncated"),
+        (right, {"descr": [("a", "|u1")]}, r"x_train must be uint8"),
+    ]:
+        bad_archive(path, values, **header)
+        with pytest.raises(ValueError, match=rf"own\.npz: .*{message}"):
+            load_data(str(path))
+    bad_archive(path, right)
+    monkeypatch.setattr(optuna_robustloss.tasks.arrays, "memory_size", lambda: 100)
+    with pytest.raises(ValueError, match="needs 0 GiB, more than the memory"):
+        load_data(str(path))
+
+
+def test_damaged_encrypted_and_doubled_members_are_named(tmp_path):
+    path = tmp_path / "own.npz"
+    x = np.random.default_rng(0).integers(0, 9, (80, 12, 12), dtype=np.uint8)
+    own = {"x_train": x[:60], "y_train": np.arange(60) % 3, "x_test": x[60:]}
+    own["y_test"] = np.arange(20) % 3
+    for save in (np.savez, np.savez_compressed):
+        save(path, **own)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] + b"\xff" * 60 + whole[260:])
+        with pytest.raises(ValueError, match=r"own\.npz: x_train (is damaged|must be a plain)"):
+            load_data(str(path))
+        flags = whole.rindex(b"PK\1\2") + 8
+        path.write_bytes(whole[:flags] + b"\1" + whole[flags + 1 :])
+        with pytest.raises(ValueError, match=r"own\.npz: y_test must be .*it is encrypted"):
+            load_data(str(path))
+        path.write_bytes(whole)
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr("y_test.npy", b"")
+        with pytest.raises(ValueError, match=r"own\.npz: y_test is stored twice"):
+            load_data(str(path))
+
+
+def test_unused_members_are_not_looked_at(tmp_path):
+    path = save(tmp_path, **arrays(extra=np.array([None])))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", b"hello")
+    assert len(load_data(path).train) == 6
+
+
 # A user's own folder
 
 
@@ -146,6 +215,36 @@ def test_an_image_folder(tmp_path):
     ((_, images),) = data.test.batches(torch.arange(4), 4, device=CPU)
     red = images[:, 0].mean((1, 2)) * 0.229 + 0.485
     torch.testing.assert_close(red * 255, torch.tensor([0.0, 0, 100, 100]), atol=3, rtol=0)
+
+
+def test_hidden_names_are_neither_classes_nor_images(tmp_path):
+    root = make_folder(tmp_path, ("cat", "dog", ".cache"), ("cat", "dog", ".cache", "__MACOSX"))
+    (root / "train" / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    (root / "train" / "cat" / ".thumbnails").mkdir()
+    (root / "train" / "cat" / ".thumbnails" / "0.png").write_bytes(b"")
+    (root / "train" / "cat" / "deep").mkdir()
+    (root / "train" / "cat" / "deep" / "9.JPEG").write_bytes(b"")
+    data = load_data(f"folder:{root}")
+    assert data.class_names == ("cat", "dog")
+    assert data.train_labels.tolist() == [0] * 4 + [1] * 3
+
+
+def test_links_pipes_and_closed_folders_are_named(tmp_path):
+    root = make_folder(tmp_path)
+    odd = root / "train" / "cat" / "odd.png"
+    for make, message in [
+        (lambda: os.mkfifo(odd), r"odd\.png is no regular file"),
+        (lambda: odd.symlink_to("nowhere"), r"odd\.png is no regular file or a broken link"),
+        (lambda: odd.symlink_to(odd.name), r"odd\.png is no regular file or a broken link"),
+        (lambda: odd.symlink_to(".."), r"is a link to a folder that is listed already"),
+        (lambda: odd.symlink_to("."), r"is a link to a folder that is listed already"),
+    ]:
+        make()
+        with pytest.raises(ValueError, match=message):
+            load_data(f"folder:{root}")
+        odd.unlink()
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load_data(f"folder:{'x' * 5000}")
 
 
 def test_differing_classes_are_named(tmp_path):
