@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
@@ -112,7 +112,10 @@ def read_image(path: str) -> Image.Image:
             warnings.simplefilter("ignore")
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no regular file")
-            image = Image.open(file, formats=FORMATS)
+            try:
+                image = Image.open(file, formats=FORMATS)
+            except UnidentifiedImageError:
+                raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(
                     f"it has {image.width} × {image.height} pixels, at most {MOST_PIXELS} are read"

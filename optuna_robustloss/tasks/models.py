@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import cast
 
 import timm
 import torch
@@ -18,7 +17,6 @@ from torch import nn
 
 ImageShape = tuple[int, int, int]
 """(channels, height, width)"""
-Pair = tuple[int, int]
 
 # Up to this many pixels a side, networks made for photographs get their small-image form.
 _SMALL = 32
@@ -51,13 +49,14 @@ def build_model(
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape must be (channels, height, width), got {image_shape}")
     library, _, bare = name.rpartition("/")
-    if library == "timm":
-        model = timm.create_model(
-            bare, pretrained=pretrained, num_classes=num_classes, in_chans=image_shape[0]
+    if library:
+        model = (
+            _torchvision(bare, num_classes, image_shape, pretrained)
+            if library == "torchvision"
+            else timm.create_model(
+                bare, pretrained=pretrained, num_classes=num_classes, in_chans=image_shape[0]
+            )
         )
-        return _checked(name, model, num_classes, image_shape)
-    if library == "torchvision":
-        model = _torchvision(bare, num_classes, image_shape, pretrained)
         return _checked(name, model, num_classes, image_shape)
     small = max(image_shape[1:]) <= _SMALL
     if name in _PHOTOGRAPHS and not small:
@@ -86,10 +85,11 @@ def check_model_name(name: str) -> None:
     library, _, bare = name.rpartition("/")
     if library == "timm" and timm.is_model(bare):
         return
-    if library == "torchvision" and bare in _torchvision_names():
+    torchvision_names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    if library == "torchvision" and bare in torchvision_names:
         return
-    known = {full: full.rpartition("/")[2] for full in model_names()}
-    known |= {f"torchvision/{other}": other for other in _torchvision_names()}
+    known = {own: own for own in model_names()}
+    known |= {f"torchvision/{other}": other for other in torchvision_names}
     known |= {f"timm/{other}": other for other in timm.list_models()}
     close = difflib.get_close_matches(bare, sorted(set(known.values())), n=3)
     matches = [full for best in close for full in known if known[full] == best]
@@ -119,17 +119,18 @@ def _cnn4(num_classes: int, image_shape: ImageShape) -> nn.Module:
     """
     _require_pixels("cnn4", image_shape, 16)
     channels, height, width = image_shape
-    flat = 64 * _after_two_stages(height) * _after_two_stages(width)
+    height, width = (((pixels - 4) // 2 - 4) // 2 for pixels in (height, width))
     return nn.Sequential(
         # Pool before ReLU: the maximum commutes with a monotone map, and ReLU has a quarter to do.
         *(nn.Conv2d(channels, 32, 5), nn.MaxPool2d(2), nn.ReLU()),
         *(nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(flat, 1024), nn.ReLU(), nn.Linear(1024, num_classes)),
+        *(
+            nn.Flatten(),
+            nn.Linear(64 * height * width, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, num_classes),
+        ),
     )
-
-
-def _after_two_stages(pixels: int) -> int:
-    return ((pixels - 4) // 2 - 4) // 2
 
 
 def _jocor(num_classes: int, image_shape: ImageShape) -> nn.Module:
@@ -139,16 +140,9 @@ def _jocor(num_classes: int, image_shape: ImageShape) -> nn.Module:
     image. A 28×28 image leaves 7×7, so the pool here is over whatever map is left.
     """
     _require_pixels("jocor", image_shape, 4)
-    layers: list[nn.Module] = []
-    inputs = image_shape[0]
-    for stage, outputs in enumerate((64, 128, 196)):
-        if stage > 0:
-            layers.append(nn.MaxPool2d(2))
-        for _ in range(2):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-            inputs = outputs
+    *layers, _last_pool = _jocor_stages(image_shape[0], last=196)
     return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(196, num_classes)
     )
 
 
@@ -159,15 +153,19 @@ def _jocor_code(num_classes: int, image_shape: ImageShape) -> nn.Module:
     pool: 16·4·4 = 256 features of a 32×32 image, 16·3·3 of a 28×28 one.
     """
     _require_pixels("jocor-code", image_shape, 8)
+    layers = _jocor_stages(image_shape[0], last=16)
+    flat = 16 * (image_shape[1] // 8) * (image_shape[2] // 8)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, num_classes))
+
+
+def _jocor_stages(inputs: int, last: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    inputs = image_shape[0]
-    for widths in ((64, 64), (128, 128), (196, 16)):
+    for widths in ((64, 64), (128, 128), (196, last)):
         for outputs in widths:
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
             inputs = outputs
         layers.append(nn.MaxPool2d(2))
-    flat = inputs * (image_shape[1] // 8) * (image_shape[2] // 8)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, num_classes))
+    return layers
 
 
 def _small_vgg11(num_classes: int, image_shape: ImageShape) -> nn.Module:
@@ -207,11 +205,6 @@ def _small_resnet18(num_classes: int, image_shape: ImageShape) -> nn.Module:
     return model
 
 
-def _torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
-
-
 def _torchvision(
     name: str, num_classes: int, image_shape: ImageShape, pretrained: bool
 ) -> nn.Module:
@@ -243,44 +236,27 @@ def _replace_head(name: str, model: nn.Module, num_classes: int) -> None:
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     else:
         new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-    _put(model, path, new)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
 
 
 def _fit_channels(name: str, model: nn.Module, channels: int) -> None:
-    """Rebuild the first convolution for another number of channels, from its weights.
+    """Give the first convolution another number of channels, from its weights.
 
     As timm does: one channel gets the sum over RGB, and so the response that three equal copies
     had; more repeat the RGB weights in turn, scaled to keep the size of the response.
     """
-    found = ((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    path, old = next(found, ("", None))
-    if old is None or old.groups != 1:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.groups != 1:
         raise ValueError(f"torchvision/{name} has no first convolution to fit {channels} channels")
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        kernel_size=cast(Pair, old.kernel_size),
-        stride=cast(Pair, old.stride),
-        padding=cast(Pair, old.padding),
-        dilation=cast(Pair, old.dilation),
-        bias=old.bias is not None,
-    )
-    weight = old.weight.detach()
+    weight = first.weight.detach()
     if channels == 1:
         weight = weight.sum(1, keepdim=True)
     else:
-        turn = torch.arange(channels) % old.in_channels
-        weight = weight[:, turn] * (old.in_channels / channels)
-    new.weight = nn.Parameter(weight)
-    if old.bias is not None:
-        new.bias = nn.Parameter(old.bias.detach())
-    _put(model, path, new)
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Replace the submodule at a dotted path."""
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+        turn = torch.arange(channels) % first.in_channels
+        weight = weight[:, turn] * (first.in_channels / channels)
+    first.weight = nn.Parameter(weight)
+    first.in_channels = channels
 
 
 def _require_pixels(name: str, image_shape: ImageShape, least: int) -> None:

@@ -95,8 +95,8 @@ def prepare_task(
     data = load_data(spec.dataset, root=root, download=download)
     labels, noise = _noisy_labels(spec, data, seed, root)
     order = permutation(derive_seed(seed, "split"), len(data.train))
-    own_validation = data.validation is not None and spec.validation_labels == "clean"
-    held_out = 0 if own_validation else spec.validation
+    own = data.validation if spec.validation_labels == "clean" else None
+    held_out = spec.validation if own is None else 0
     available = len(order) - held_out
     wanted = available if spec.train is None else spec.train
     if wanted < 1 or wanted > available:
@@ -104,17 +104,14 @@ def prepare_task(
             f"{data.name!r} has {len(order)} training images: {spec.train or 'some'} for training "
             f"and {held_out} for validation do not fit; lower 'train' or 'validation'"
         )
-    if own_validation:
-        assert data.validation is not None
-        assert data.validation_labels is not None
-        count = len(data.validation)
-        if spec.validation > count:
+    if own is not None and data.validation_labels is not None:
+        if spec.validation > len(own):
             raise ValueError(
-                f"{data.name!r} has {count} validation images, not {spec.validation}: lower "
+                f"{data.name!r} has {len(own)} validation images, not {spec.validation}: lower "
                 "'validation'"
             )
-        index = permutation(derive_seed(seed, "validation"), count)[: spec.validation]
-        validation = LabelledImages(data.validation, index, data.validation_labels)
+        index = permutation(derive_seed(seed, "validation"), len(own))[: spec.validation]
+        validation = LabelledImages(own, index, data.validation_labels)
     else:
         clean = data.train_labels if spec.validation_labels == "clean" else labels
         if clean is None:
