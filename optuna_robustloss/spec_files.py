@@ -158,7 +158,8 @@ def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:
     stored = SPEC.read(study)
     if stored is None:
         return None
-    return model.from_values(stored["values"], f"the spec stored with study {study.study_name!r}")
+    values = stored.get("values") if isinstance(stored, dict) else stored
+    return model.from_values(values, f"the spec stored with study {study.study_name!r}")
 
 
 def store_spec(study: Study, spec: SpecFile) -> None:

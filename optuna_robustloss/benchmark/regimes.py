@@ -31,10 +31,11 @@ def measure(spec: BenchmarkSpec, results: Sequence[RunResult]) -> list[Measured]
     A regime that chooses a scale needs results at all scales of the spec. The best epoch of
     ``native`` is chosen on ``validation`` clean labels.
     """
+    images = {task.label: _images(task.dataset) for task in spec.task_specs}
     groups: dict[tuple[float, str], list[RunResult]] = defaultdict(list)
     for result in results:
-        groups[result.run.horizon, result.run.schedule].append(result)
-    images = {task.label: _images(task.dataset) for task in spec.task_specs}
+        if result.run.task in images:
+            groups[result.run.horizon, result.run.schedule].append(result)
     return [
         replace(one, horizon=horizon, schedule=schedule, dataset=images[one.task])
         for (horizon, schedule), group in sorted(groups.items())

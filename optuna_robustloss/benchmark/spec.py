@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,9 @@ from optuna_robustloss.tasks.recipes import RecipeChanges
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec
 
 Schedule = Literal["recipe", "constant", "cosine"]
+#: Trainings of a benchmark at one horizon and schedule.
+MOST_RUNS = 1_000_000
+_EVALUATIONS = 20
 
 
 class BenchmarkSpec(SpecFile):
@@ -34,19 +36,20 @@ class BenchmarkSpec(SpecFile):
     benchmark's."""
     recipe: RecipeChanges = Field(default_factory=dict)
     """Changes to the paper's recipe of each architecture, such as ``epochs``."""
-    train: int | None = Field(default=None, ge=1)
+    train: int | None = Field(default=None, ge=1, le=2**31)
     """Training images; all that validation leaves if not set."""
-    validation: int = Field(default=1000, ge=0)
+    validation: int = Field(default=1000, ge=0, le=2**31)
     """Validation images; they are scored with their clean and with their noisy labels."""
     few: int = Field(default=200, ge=0)
     """Number of clean validation labels in the regime with few clean labels."""
-    test: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1, le=2**31)
     """Test images, drawn anew for each seed; all if not set."""
-    evaluations: int = Field(default=20, ge=1)
-    """Moments of a recipe's epochs at which accuracies are measured, evenly spread."""
-    seeds: int = Field(default=3, ge=1)
+    evaluations: int = Field(default=_EVALUATIONS, ge=1)
+    """Moments of a recipe's epochs at which accuracies are measured, evenly spread; by default one
+    each epoch where there are fewer than 20."""
+    seeds: int = Field(default=3, ge=1, le=1000)
     """Repetitions, each with noise, split, initial weights and batch order of its own."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed that all others are derived from."""
     scales: OneOrMany[float] = (0.05, 0.1, 0.2, 0.5, 1, 2)
     """Factors of each loss that the tuned pass trains with."""
@@ -68,8 +71,8 @@ class BenchmarkSpec(SpecFile):
         if 1 not in value and "recipe" not in value:
             native = "'recipe'" if value and isinstance(value[0], str) else "1"
             raise ValueError(f"{native}, the native one, must be among them")
-        if not all(isinstance(v, str) or 0 < v < math.inf for v in value):
-            raise ValueError(f"expected positive numbers, got {list(value)}")
+        if not all(isinstance(v, str) or 1e-6 <= v <= 1e6 for v in value):
+            raise ValueError(f"expected numbers from 1e-6 to 1e6, got {list(value)}")
         return value
 
     @model_validator(mode="after")
@@ -81,6 +84,17 @@ class BenchmarkSpec(SpecFile):
         labels = [task.label for task in self.task_specs]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"tasks: {twice[0]!r} is there twice")
+        for task in self.task_specs:
+            epochs = task.recipe.epochs
+            if self.evaluations > epochs and self.evaluations != _EVALUATIONS:
+                raise ValueError(
+                    f"evaluations ({self.evaluations}) exceed the {epochs} epochs of {task.label}"
+                )
+        runs = len(self.methods) * len(labels) * self.seeds * len(self.scales)
+        if runs > MOST_RUNS:
+            raise ValueError(
+                f"methods × tasks × seeds × scales are {runs} trainings; allowed are {MOST_RUNS}"
+            )
         if self.few > self.validation:
             raise ValueError(f"few ({self.few}) is a part of validation ({self.validation})")
         return self

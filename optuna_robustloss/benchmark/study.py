@@ -24,7 +24,8 @@ from optuna_robustloss.attributes import (
     WORKER,
     worker_name,
 )
-from optuna_robustloss.benchmark.runs import Run, RunEvaluation, RunResult
+from optuna_robustloss.benchmark.rows import result_of, run_of
+from optuna_robustloss.benchmark.runs import Run, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.distributed.lease import current_heartbeat
 from optuna_robustloss.distributed.storage import load_study
@@ -94,7 +95,7 @@ def claim_run(study: Study, spec: BenchmarkSpec, run: Run) -> int | None:
     trial_id = storage.create_new_trial(study._study_id, template_trial=template)
     number = storage.get_trial(trial_id).number
     for trial in study.get_trials(deepcopy=False):
-        if trial.number < number and trial.state != TrialState.FAIL and run_of(trial) == run:
+        if trial.number < number and _claimed_run(trial) == run:
             storage.set_trial_user_attr(trial_id, SURPLUS_TO.key, trial.number)
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
@@ -115,22 +116,18 @@ def store_result(study: Study, trial_id: int, result: RunResult) -> None:
     storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [result.curve[-1].test])
 
 
-def run_of(trial: FrozenTrial) -> Run:
-    """Return the run of a benchmark's trial."""
-    return Run(**trial.params)
-
-
-def result_of(trial: FrozenTrial) -> RunResult:
-    """Return the result that a complete trial holds."""
-    curve = tuple(RunEvaluation(*values) for values in CURVE.read(trial) or ())
-    return RunResult(run_of(trial), curve, bool(RUN_DIVERGED.read(trial)))
+def _claimed_run(trial: FrozenTrial) -> Run | None:
+    """Return the run that a trial keeps from others: that of a running or a whole complete one."""
+    whole = trial.state == TrialState.COMPLETE and result_of(trial) is not None
+    return run_of(trial) if whole or trial.state == TrialState.RUNNING else None
 
 
 def stored_results(study: Study) -> list[RunResult]:
     """Return the results of all complete runs, each once."""
     found: dict[Run, RunResult] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        found.setdefault(run_of(trial), result_of(trial))
+        if (result := result_of(trial)) is not None:
+            found.setdefault(result.run, result)
     return list(found.values())
 
 
@@ -141,26 +138,25 @@ def open_runs(study: Study, runs: Iterable[Run]) -> tuple[list[Run], list[Frozen
     taken: set[Run] = set()
     running: list[FrozenTrial] = []
     for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.COMPLETE:
-            taken.add(run_of(trial))
-        elif trial.state == TrialState.RUNNING:
-            taken.add(run_of(trial))
-            if run_of(trial) in among:
+        if (run := _claimed_run(trial)) is not None:
+            taken.add(run)
+            if trial.state == TrialState.RUNNING and run in among:
                 running.append(trial)
     return [run for run in wanted if run not in taken], running
 
 
 def count_done(study: Study, runs: Sequence[Run]) -> int:
     """Return the number of ``runs`` that are complete."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return len({run_of(trial) for trial in complete} & set(runs))
+    return len({result.run for result in stored_results(study)} & set(runs))
 
 
 def failed_runs(study: Study, runs: Sequence[Run]) -> dict[Run, str]:
     """Return the last error of each of ``runs`` whose training failed and that is open."""
     left = set(open_runs(study, runs)[0])
     return {
-        run: error
+        run: str(error)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if (error := ERROR.read(trial)) is not None and (run := run_of(trial)) in left
+        if (error := ERROR.read(trial)) is not None
+        and (run := run_of(trial)) is not None
+        and run in left
     }

@@ -49,7 +49,13 @@ def check_data(spec: BenchmarkSpec, runs: Sequence[Run], options: Options) -> No
     """
     for label in dict.fromkeys(run.task for run in runs):
         seed = derive_seed(spec.seed, "benchmark", 0)
-        initial_model(_prepared(spec.task(label), seed, options), seed)
+        task = _prepared(spec.task(label), seed, options)
+        if spec.test is not None and spec.test > len(task.test):
+            raise ValueError(
+                f"test ({spec.test}) exceeds the {len(task.test)} test images of {label}: leave it "
+                "out to take all"
+            )
+        initial_model(task, seed)
 
 
 def train_runs(

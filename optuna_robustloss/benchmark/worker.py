@@ -12,13 +12,13 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from optuna_robustloss.attributes import ERROR
+from optuna_robustloss.benchmark.rows import run_of
 from optuna_robustloss.benchmark.runs import Run, RunResult
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
     claim_run,
     open_benchmark,
     open_runs,
-    run_of,
     store_result,
 )
 from optuna_robustloss.benchmark.trainings import Options, population_key, train_runs
@@ -92,7 +92,7 @@ class _Worker:
             time.sleep(_POLL)
             return True
         try:
-            busy = [run_of(trial) for trial in running]
+            busy = [run for trial in running if (run := run_of(trial)) is not None]
             self._claim(choose_runs(free, busy, self.options.together))
             if self._held:
                 self._train(list(self._held))

@@ -1,5 +1,6 @@
 """A benchmark as a YAML file: what it holds, what is refused."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,20 @@ def test_mistakes_are_named():
         ({"methods": ["ce-then-mae@x"]}, "'x' in the method 'ce-then-mae@x' is not a number"),
         ({"methods": ["ce", "ce"]}, "methods has the same value twice"),
         ({"scales": [0.1]}, "1, the native one, must be among them"),
-        ({"horizons": [1, -1]}, "positive numbers"),
+        ({"horizons": [1, -1]}, "horizons: .*numbers from 1e-6 to 1e6"),
+        ({"scales": [1, math.nan]}, r"numbers from 1e-6 to 1e6, got \[1.0, nan\]"),
+        ({"scales": [1, 1e300]}, "numbers from 1e-6 to 1e6"),
+        ({"scales": [1, 0]}, "numbers from 1e-6 to 1e6"),
+        ({"seeds": 0}, r"seeds: .*greater than or equal to 1 \(got 0\)"),
+        ({"seeds": 10**9}, r"seeds: .*less than or equal to 1000 \(got 1000000000\)"),
+        ({"seed": 2**63}, "seed: "),
+        ({"train": 10**12}, "train: "),
+        ({"test": 0}, "test: "),
+        (
+            {"evaluations": 50, "recipe": {"epochs": 9}},
+            r"evaluations \(50\) exceed the 9 epochs of",
+        ),
+        ({"seeds": 1000, "scales": [1, *range(2, 600)]}, "trainings; allowed are 1000000"),
         ({"schedules": ["cosine"]}, "'recipe', the native one"),
         ({"recipe": {"rate": 1}}, "unknown key 'rate'; known keys: optimizer"),
         ({"few": 2000}, "a part of validation"),

@@ -13,6 +13,7 @@ from tasks import test_clothing1m
 from optuna_robustloss.benchmark import worker as worker_module
 from optuna_robustloss.benchmark.methods import make_criterion
 from optuna_robustloss.benchmark.regimes import measure
+from optuna_robustloss.benchmark.rows import run_of
 from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import (
@@ -21,7 +22,6 @@ from optuna_robustloss.benchmark.study import (
     create_benchmark,
     open_benchmark,
     open_runs,
-    run_of,
     store_result,
     stored_results,
 )

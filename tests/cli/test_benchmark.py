@@ -15,7 +15,8 @@ from support.waiting import LIMIT, wait_until
 
 from cli.commands import invoke
 from optuna_robustloss.benchmark import worker as worker_module
-from optuna_robustloss.benchmark.study import open_benchmark, run_of, stored_results
+from optuna_robustloss.benchmark.rows import run_of
+from optuna_robustloss.benchmark.study import open_benchmark, stored_results
 from optuna_robustloss.distributed.storage import open_storage
 
 COMMAND = [sys.executable, "-c", "from optuna_robustloss.cli.app import main; main()", "benchmark"]
