@@ -45,9 +45,10 @@ def _phased(name: str, num_classes: int) -> tuple[PhasedLoss, float] | None:
     if not at or base in ("mae", "mse"):
         return None
     loss = make_loss(base, num_classes)
-    if not isinstance(loss, PhasedLoss):
+    if not isinstance(loss, PhasedLoss) or loss.switch == "adaptive":
         raise ValueError(
-            f"{base!r} has no phases: NAME@LR is for losses in two phases, NAME@ETA for mae and mse"
+            f"{base!r} has no fixed switch: NAME@LR is for losses in two phases that have one, "
+            "NAME@ETA for mae and mse"
         )
     try:
         return loss, float(switch)
@@ -96,6 +97,7 @@ def make_criterion(
         loss = _OF_TASKS[name](task)
     elif found := _phased(name, task.num_classes):
         usual, switch = found
+        assert usual.switch != "adaptive"
         recipe = task.spec.recipe
         loss = PhasedLoss.at_cumulative_lr(
             usual.early,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .adaptive import AdaptiveRule
 from .taylor.gradient import TaylorGradient
 from .taylor.polynomial import Variable, hard_polynomials
 
@@ -45,6 +46,7 @@ class ClosedForm:
         late: the loss in the end; for a loss without phases the same object.
         switch: share of the steps after which the change begins; None for a loss without phases.
         width: share of the steps that the change takes.
+        rule: of a loss with an adaptive switch, in place of ``switch`` and ``width``.
 
     """
 
@@ -52,6 +54,7 @@ class ClosedForm:
     late: TaylorForm
     switch: float | None = None
     width: float = 0.0
+    rule: AdaptiveRule | None = None
 
     def late_share(self, progress: float) -> float:
         """Return the weight of ``late`` when the share ``progress`` of the steps is done."""
@@ -77,6 +80,19 @@ def closed_form(loss: nn.Module) -> ClosedForm | None:
     method = getattr(loss, "closed_form", None)
     form: ClosedForm | None = None if method is None else method()
     return form
+
+
+def check_change(switch: float, width: float) -> None:
+    """Raise ``ValueError`` unless both are shares of the steps, and so is their sum."""
+    if not 0 <= switch <= 1:
+        raise ValueError(f"switch is a share of the steps from 0 to 1, or 'adaptive', got {switch}")
+    if not 0 <= width <= 1:
+        raise ValueError(f"width is a share of the steps from 0 to 1, got {width}")
+    if switch + width > 1 + 1e-9:
+        raise ValueError(
+            f"the change from {switch} to {switch + width} of the steps would not be over by "
+            "the end: choose switch + width ≤ 1"
+        )
 
 
 def late_share(progress: float, switch: float, width: float) -> float:

@@ -36,3 +36,10 @@ def gather_rows(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         pairs = zip(parts, lengths, strict=True)
         gathered.append(torch.cat([part[:length] for part, length in pairs]))
     return gathered[0], gathered[1]
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks; each has to call it."""
+    if count_ranks() > 1:
+        dist.all_reduce(values)
+    return values

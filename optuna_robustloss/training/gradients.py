@@ -9,7 +9,9 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from optuna_robustloss.losses.adaptive import AdaptiveState, read_batch
 from optuna_robustloss.losses.closed_form import ClosedForm, closed_form, stack_gradients
+from optuna_robustloss.losses.phased import PhasedLoss
 
 
 class LossGradients(ABC):
@@ -33,8 +35,14 @@ class LossGradients(ABC):
         """Keep only the losses ``indices``, in this order."""
 
     @abstractmethod
-    def set_progress(self, progress: float) -> None:
-        """Set the share of the steps done, from 0 to 1, on the losses that depend on it."""
+    def set_progress(self, progress: float, cumulative_lr: float) -> None:
+        """Set how far the training is, for the losses that depend on it.
+
+        Args:
+            progress: share of the steps done, from 0 to 1.
+            cumulative_lr: Σ lr of the steps done.
+
+        """
 
     def set_index(self, index: Tensor) -> None:  # noqa: B027
         """Set the image indices ``(N,)`` of the next batch, for losses with ``takes_index``."""
@@ -61,25 +69,51 @@ class ClosedFormGradients(LossGradients):
         self._gradient = copy(self._early)  # the blend
         self._gradient.keep(range(len(self._forms)))
         self._weights: list[float] = []
-        self.set_progress(0.0)
+        self._adaptive = AdaptiveState([form.rule for form in forms if form.rule]).to(device)
+        self._steps = torch.zeros((), device=device)
+        self._cumulative_lr = torch.zeros((), device=device)
+        self._find_adaptive()
+        self.set_progress(0.0, 0.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See ``LossGradients``; these losses are finite where the logits are."""
+        if len(self._places):
+            self._steps += 1
+            sums = read_batch(logits.index_select(0, self._places).float(), labels)
+            weights = self._adaptive.advance(sums, self._steps, self._cumulative_lr)
+            self._shares.index_copy_(0, self._places, weights)
+            self._gradient.blend(self._early, self._late, self._shares)
         return self._gradient(logits, labels), torch.isfinite(logits).flatten(1).all(1)
 
     def keep(self, indices: Sequence[int]) -> None:
         """See ``LossGradients``."""
         for gradient in (self._early, self._late, self._gradient):
             gradient.keep(indices)
+        places = self._places.tolist()
+        self._adaptive.keep([places.index(i) for i in indices if i in places])
         self._forms = [self._forms[i] for i in indices]
         self._weights = [self._weights[i] for i in indices]
+        self._find_adaptive()
 
-    def set_progress(self, progress: float) -> None:
-        """Blend the two phases of the losses that have them."""
+    def set_progress(self, progress: float, cumulative_lr: float) -> None:
+        """Blend the two phases of the losses that change at a share of the steps."""
+        self._cumulative_lr.fill_(cumulative_lr)
         weights = [form.late_share(progress) for form in self._forms]
         if weights != self._weights:
             self._weights = weights
-            self._gradient.blend(self._early, self._late, torch.tensor(weights))
+            self._shares.copy_(torch.tensor(weights))
+            self._gradient.blend(self._early, self._late, self._shares)
+
+    def state(self) -> list[Tensor]:
+        """Return the tensors that a call changes in place."""
+        return [self._steps, self._shares, *self._adaptive.buffers()]
+
+    def _find_adaptive(self) -> None:
+        places = [i for i, form in enumerate(self._forms) if form.rule]
+        self._places = torch.tensor(places, dtype=torch.long, device=self._steps.device)
+        self._shares = torch.zeros(len(self._forms), device=self._steps.device)
+        if self._weights:
+            self._shares.copy_(torch.tensor(self._weights))
 
 
 class AutogradGradients(LossGradients):
@@ -102,11 +136,14 @@ class AutogradGradients(LossGradients):
         """See ``LossGradients``."""
         self._criteria = [self._criteria[i] for i in indices]
 
-    def set_progress(self, progress: float) -> None:
-        """Set the attribute ``progress`` of the losses, and modules of losses, that have one."""
+    def set_progress(self, progress: float, cumulative_lr: float) -> None:
+        """Set ``progress``, or ``cumulative_lr``, of the modules of losses that have one."""
         for criterion in self._criteria:
             for module in progress_modules(criterion):
                 module.progress = progress  # type: ignore[assignment]
+            for module in criterion.modules():
+                if is_adaptive(module):
+                    module.cumulative_lr = cumulative_lr  # type: ignore[assignment]
 
     def _loss(self, criterion: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
         further = (self._index,) if getattr(criterion, "takes_index", False) else ()
@@ -124,8 +161,17 @@ class AutogradGradients(LossGradients):
 
 
 def progress_modules(criterion: nn.Module) -> list[nn.Module]:
-    """Return the modules of a loss with an attribute ``progress``, perhaps the loss itself."""
-    return [module for module in criterion.modules() if hasattr(module, "progress")]
+    """Return the modules of a loss that depend on the share of the steps done.
+
+    Those with an attribute ``progress``, perhaps the loss itself; a loss with an adaptive switch
+    does not know the length of the training.
+    """
+    return [m for m in criterion.modules() if hasattr(m, "progress") and not is_adaptive(m)]
+
+
+def is_adaptive(module: nn.Module) -> bool:
+    """Return whether a module is a loss with an adaptive switch."""
+    return isinstance(module, PhasedLoss) and module.switch == "adaptive"
 
 
 def is_closed_form(criteria: Sequence[nn.Module]) -> bool:

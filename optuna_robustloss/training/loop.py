@@ -65,6 +65,7 @@ class Group:
         self.candidates = list(candidates)
         self.population, self._gradients = population, gradients
         self.step = 0
+        self._cumulative_lr = 0.0
         self._setup, self._recipe = setup, setup.task.spec.recipe
         self._optimizer = build_optimizer(self._recipe, population.parameters())
         self._labels = setup.task.train.labels.to(setup.device)
@@ -72,7 +73,7 @@ class Group:
         self._random_state = RandomState(derive_seed(setup.seed, "dropout"), setup.device)
         self._pass: Pass = self._forward_backward
         if setup.device.type == "cuda" and isinstance(gradients, ClosedFormGradients):
-            self._pass = Recorder(self._forward_backward, population)
+            self._pass = Recorder(self._forward_backward, population, gradients.state)
 
     def advance(self, until: int) -> None:
         """Train up to step ``until`` and evaluate there; candidates that diverge leave."""
@@ -85,7 +86,8 @@ class Group:
                 if not recipe.constant_lr:
                     for parameters in self._optimizer.param_groups:
                         parameters["lr"] = recipe.lr_at(progress)
-                self._gradients.set_progress(progress)
+                self._gradients.set_progress(progress, self._cumulative_lr)
+                self._cumulative_lr += recipe.lr_at(progress)
                 index, images = next(self._batches)
                 self._gradients.set_index(index)
                 is_single = len(images) == 1  # batch normalisation cannot train on one image

@@ -14,6 +14,7 @@ from optuna_robustloss.losses.ranks import gather_rows
 RANKS, CLASSES, SAMPLES = 2, 4, 12
 #: Indices of the training set, by step and rank; the last step is a short batch of one rank.
 SHARDS = [([0, 3, 5], [1, 7, 8]), ([1, 0, 4], [3, 5, 11]), ([2, 8, 9], [0])]
+OF_RANKS = [slice(0, 5), slice(5, SAMPLES)]
 
 
 class WithLoss(nn.Module):
@@ -57,13 +58,29 @@ def remembering(rank):
     return model.module.loss.average
 
 
+def adaptive():
+    return PhasedLoss(SCELoss(), MAELoss(), switch="adaptive", averaging=0.5, guard=0.1)
+
+
+def reading(rank):
+    """Batches of unequal sizes, the second rank's with labels of the other half."""
+    criterion = nn.parallel.DistributedDataParallel(with_loss(adaptive()))
+    for _ in range(8):
+        criterion(features()[OF_RANKS[rank]], labels()[OF_RANKS[rank]])
+    return criterion.module.loss.state_dict()
+
+
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS
     )
     try:
-        found = {"counting": counting(rank), "remembering": remembering(rank)}
+        found = {
+            "counting": counting(rank),
+            "remembering": remembering(rank),
+            "reading": reading(rank),
+        }
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -97,6 +114,16 @@ def test_each_rank_remembers_the_samples_of_all(ranks):
         torch.testing.assert_close(found["remembering"], alone.average)
     assert torch.equal(ranks[0]["remembering"], ranks[1]["remembering"])
     assert alone.average.any(1).tolist() == [i not in (6, 10) for i in range(SAMPLES)]
+
+
+def test_an_adaptive_switch_reads_the_batches_of_all_ranks_as_one(ranks):
+    net, alone = with_loss(adaptive()).net, adaptive()
+    for _ in range(8):
+        alone(net(features()), labels())
+    for found in ranks:
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(found["reading"][name], value)
+    assert alone.state.averages.all()
 
 
 def test_without_a_process_group_rows_stay_as_they_are():

@@ -189,20 +189,20 @@ def test_progress_is_set_on_losses_with_the_attribute():
     gradients = gradients_of(criteria)
     assert isinstance(gradients, AutogradGradients)
     for progress in (0.25, 0.5):
-        gradients.set_progress(progress)
+        gradients.set_progress(progress, 0.0)
         found, _ = gradients(logits(3), labels())
         whole = by_autograd([nn.CrossEntropyLoss()] * 3, logits(3), labels())
         shares = torch.tensor([progress, 1.0, progress]).view(3, 1, 1)
         torch.testing.assert_close(found, shares * whole)
     gradients.keep([1, 2])
-    gradients.set_progress(1.0)
+    gradients.set_progress(1.0, 0.0)
     assert [c.progress for c in criteria if isinstance(c, Following)] == [0.5, 1.0]
 
 
 def test_taylor_losses_have_no_progress():
     gradients = gradients_of([taylor()])
     before, _ = gradients(logits(1), labels())
-    gradients.set_progress(0.5)
+    gradients.set_progress(0.5, 0.0)
     assert torch.equal(gradients(logits(1), labels())[0], before)
 
 

@@ -89,7 +89,7 @@ def test_gradients_are_those_of_autograd_at_every_moment(kind):
     assert isinstance(gradients, ClosedFormGradients)
     values = logits(len(criteria))
     for progress in (0.0, 0.1, 0.3, 0.45, 0.5, 0.9, 0.2, 1.0):
-        gradients.set_progress(progress)
+        gradients.set_progress(progress, 0.0)
         set_progress(criteria, progress)
         found, finite = gradients(values, labels())
         expected = by_autograd(criteria, values, labels())
@@ -100,11 +100,11 @@ def test_gradients_are_those_of_autograd_at_every_moment(kind):
 def test_kept_losses_keep_their_own_phases():
     criteria, values = closed(SEVEN), logits(5)
     gradients = loss_gradients(criteria, SEVEN, CPU, without_autograd=True)
-    gradients.set_progress(0.3)
+    gradients.set_progress(0.3, 0.0)
     order = [3, 1, 0, 4]
     gradients.keep(order)
     for progress in (0.3, 0.4, 0.7):
-        gradients.set_progress(progress)
+        gradients.set_progress(progress, 0.0)
         set_progress(criteria, progress)
         found, _ = gradients(values[order], labels())
         expected = by_autograd([criteria[i] for i in order], values[order], labels())
@@ -116,7 +116,7 @@ def test_coefficients_change_in_place():
     gradients = loss_gradients(closed(), TEN, CPU, without_autograd=True)
     numbers = gradients._gradient._coefficients
     place, before = numbers.data_ptr(), numbers.clone()
-    gradients.set_progress(0.4)
+    gradients.set_progress(0.4, 0.0)
     assert gradients._gradient._coefficients.data_ptr() == place
     assert not torch.equal(gradients._gradient._coefficients, before)
 
@@ -145,7 +145,7 @@ def test_the_progress_reaches_a_loss_within_a_scale():
     criteria = others()
     gradients = loss_gradients(criteria, TEN, CPU, without_autograd=False)
     assert isinstance(gradients, AutogradGradients)
-    gradients.set_progress(0.5)
+    gradients.set_progress(0.5, 0.0)
     assert [c.progress for c in (criteria[0], criteria[1].criterion)] == [0.5, 0.5]
 
 

@@ -29,11 +29,14 @@ class Recorder:
     Args:
         run: the pass.
         population: whose parameters get the gradients.
+        state: returns the further tensors that a pass changes in place.
 
     """
 
-    def __init__(self, run: Pass, population: Population) -> None:
-        self._run, self._population = run, population
+    def __init__(
+        self, run: Pass, population: Population, state: Callable[[], list[Tensor]] = list
+    ) -> None:
+        self._run, self._population, self._state = run, population, state
         self._is_recordable = True
         self.forget()
 
@@ -63,7 +66,8 @@ class Recorder:
             parameter.grad = None
 
     def _try_to_record(self, images: Tensor, labels: Tensor) -> None:
-        buffers = [buffer.clone() for buffer in self._population.buffers()]
+        buffers = [*self._population.buffers(), *self._state()]
+        before = [buffer.clone() for buffer in buffers]
         random = torch.cuda.get_rng_state(images.device)
         try:
             self._record(images, labels)
@@ -73,7 +77,7 @@ class Recorder:
             _logger.warning("no CUDA graph of this network, it runs kernel by kernel: %s", error)
         # What the passes before have changed is put back: statistics, and the place in the
         # sequence of random numbers.
-        for buffer, value in zip(self._population.buffers(), buffers, strict=True):
+        for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         torch.cuda.set_rng_state(random, images.device)
 
