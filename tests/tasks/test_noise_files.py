@@ -194,6 +194,20 @@ def test_a_file_is_refused_if_absent_of_unknown_format_of_many_arrays_or_pickled
         read(tmp_path / "objects.npy", cycle(20))
 
 
+def test_a_huge_file_of_text_is_refused_unread(tmp_path):
+    path = tmp_path / "labels.txt"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match=r"labels\.txt has 67108865 bytes, at most 67108864 are"):
+        read(path, cycle(20))
+
+
+def test_a_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "labels.npy")
+    with pytest.raises(ValueError, match=r"labels\.npy is no regular file"):
+        read(tmp_path / "labels.npy", cycle(20))
+
+
 # Files of a matrix
 
 
