@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from optuna.study import Study
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
@@ -29,9 +29,22 @@ _REPR.maxstring = _REPR.maxother = _LONGEST_VALUE
 
 
 class StrictModel(BaseModel):
-    """An immutable model that refuses unknown keys."""
+    """An immutable model that refuses unknown keys, and truth values for numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, values: Any) -> Any:
+        """Refuse true and false for numbers; pydantic reads them as 1 and 0."""
+        if isinstance(values, Mapping):
+            for name, field in cls.model_fields.items():
+                kinds = {field.annotation, *get_args(field.annotation)}
+                value = values.get(name)
+                items = value if isinstance(value, list | tuple) else [value]
+                if kinds & {int, float} and bool not in kinds and _has_bool(items):
+                    raise ValueError(f"{name}: a number is expected, not true or false")
+        return values
 
 
 class SpecFile(StrictModel):
@@ -115,8 +128,9 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
     for item in error.errors(include_url=False, include_context=False):
         if item["type"] == "too_short" and item["input"]:
             continue  # the list is not empty: its items are wrong and have messages of their own
-        where = _cut(".".join(str(part) for part in item["loc"]), _LONGEST_VALUE)
-        message = _cut(item["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE)
+        where = _cut(repr(".".join(map(str, item["loc"])))[1:-1], _LONGEST_VALUE)
+        message = " ".join(item["msg"].removeprefix("Value error, ").splitlines())
+        message = _cut(message, _LONGEST_MESSAGE)
         if item["type"] == "extra_forbidden":
             known = ""
             if model and len(item["loc"]) == 1:
@@ -142,6 +156,10 @@ def short_repr(value: Any) -> str:
     "{'a': [1, 1, 1, 1, 1, 1, ...]}"
     """
     return _cut(_REPR.repr(value), _LONGEST_VALUE)
+
+
+def _has_bool(items: Iterable[Any]) -> bool:
+    return any(isinstance(item, bool) for item in items)
 
 
 def _cut(text: str, length: int) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+import traceback
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from optuna_robustloss.cli import benchmark, search
 from optuna_robustloss.cli.console import clear_errors
+from optuna_robustloss.cli.streams import exit_process, guard_streams
 
 
 class _Commands(TyperGroup):
@@ -60,10 +61,16 @@ def _options(
     pass
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    guard_streams()
+    code = 1
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:  # before a command has begun
+        code = 130
+    except Exception:
+        traceback.print_exc()
+    exit_process(code)

@@ -9,7 +9,8 @@ import typer
 
 import optuna_robustloss as rl  # its names are imported when they are first used
 from optuna_robustloss.cli import options as opt
-from optuna_robustloss.cli.console import check_writable, default_storage, set_up_process
+from optuna_robustloss.cli.console import print_lines, set_up_process
+from optuna_robustloss.cli.paths import check_file, check_folder, default_storage
 from optuna_robustloss.distributed.urls import mask_password
 
 #: Methods of the paper's Figure 2, without its own.
@@ -19,7 +20,10 @@ _SHOWN = ["ce", "forward", "gce"]
 def benchmark(
     spec: opt.BenchmarkFile,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for tables, ranks and figures.")
+        Path,
+        typer.Option(
+            file_okay=False, callback=check_folder, help="Folder for tables, ranks and figures."
+        ),
     ],
     storage: opt.Storage = None,
     study_name: opt.StudyName = None,
@@ -65,20 +69,20 @@ def benchmark(
     if not report_only:
         check_data(bench, runs, options)  # what is missing shows before a study is made
     study = create_benchmark(bench, rl.open_storage(url, create=not report_only), name)
-    typer.echo(f"benchmark {name!r} in {mask_password(url)}")
+    print_lines(f"benchmark {name!r} in {mask_password(url)}")
     failed = False
     if not report_only:
         train_missing(study, bench, runs, url, workers or 1, threads, options)
         failed = print_failures(study, runs)
     report(study, bench, runs, out)
-    typer.echo(f"report: {out / 'table.md'}")
+    print_lines(f"report: {out / 'table.md'}")
     if failed:
         raise typer.Exit(1)
 
 
 def features(
     spec: opt.BenchmarkFile,
-    out: Annotated[Path, typer.Argument(callback=check_writable, help="HTML file of the figure.")],
+    out: Annotated[Path, typer.Argument(callback=check_file, help="HTML file of the figure.")],
     task: Annotated[str, typer.Option(help="Label of a task, or a part of it.")],
     method: Annotated[
         list[str], typer.Option(help="Method of the benchmark; may be repeated.")
@@ -97,4 +101,4 @@ def features(
     set_up_process(threads)
     options = Options(device=device, root=root, download=download)
     show_features(BenchmarkSpec.from_yaml(spec), task, method, images, options, out)
-    typer.echo(f"figure: {out}")
+    print_lines(f"figure: {out}")

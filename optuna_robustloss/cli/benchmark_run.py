@@ -9,7 +9,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import typer
 from optuna.study import Study
 
 from optuna_robustloss.benchmark.methods import check_method, loss_shapes_of
@@ -19,7 +18,7 @@ from optuna_robustloss.benchmark.spec import BenchmarkSpec
 from optuna_robustloss.benchmark.study import count_done, failed_runs, stored_results
 from optuna_robustloss.benchmark.trainings import Options, trained_networks
 from optuna_robustloss.benchmark.worker import BenchmarkJob, run_benchmark
-from optuna_robustloss.cli.console import set_up_process
+from optuna_robustloss.cli.console import print_lines, set_up_process
 from optuna_robustloss.cli.progress import progress_bar
 from optuna_robustloss.cli.worker_pool import exit_on_interrupt, run_jobs
 from optuna_robustloss.report.figures.features import feature_maps, penultimate
@@ -77,7 +76,7 @@ def print_failures(study: Study, runs: Sequence[Run]) -> bool:
         f"\n{run.method} on {run.task}, seed {run.seed}, scale {run.scale:g}: {text}"
         for run, text in list(failed_runs(study, runs).items())[:_SHOWN]
     )
-    typer.echo(f"{missing} of {len(runs)} trainings failed; the same command tries again{why}")
+    print_lines(f"{missing} of {len(runs)} trainings failed; the same command tries again{why}")
     return True
 
 

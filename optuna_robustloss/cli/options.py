@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from optuna_robustloss.cli.console import parse_device
+
+
+def _check_number(value: float) -> float:
+    """Refuse NaN, which is neither below nor above a limit."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
 
 _STORAGE = typer.Option(
     "--storage",
@@ -33,7 +42,9 @@ Device = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Processes on this machine: as many as there are free cores, or GPUs."
+        min=1,
+        max=1000,
+        help="Processes on this machine: as many as there are free cores, or GPUs.",
     ),
 ]
 Candidates = Annotated[
@@ -46,13 +57,19 @@ Candidates = Annotated[
 ]
 Threads = Annotated[
     int,
-    typer.Option(min=1, help="CPU threads of each process; more --workers use more cores better."),
+    typer.Option(
+        min=1,
+        max=1000,
+        help="CPU threads of each process; more --workers use more cores better.",
+    ),
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")]
 Lease = Annotated[
     float,
     typer.Option(
         min=1,
+        max=1e6,
+        callback=_check_number,
         help="Seconds without a heartbeat after which a trial counts as lost; the same for all "
         "workers of a study.",
     ),

@@ -9,12 +9,8 @@ import typer
 
 import optuna_robustloss as rl  # its names are imported when they are first used
 from optuna_robustloss.cli import options as opt
-from optuna_robustloss.cli.console import (
-    check_writable,
-    console,
-    default_storage,
-    set_up_process,
-)
+from optuna_robustloss.cli.console import console, print_lines, set_up_process
+from optuna_robustloss.cli.paths import check_file, default_storage, own_file
 from optuna_robustloss.distributed.urls import mask_password
 
 if TYPE_CHECKING:
@@ -26,12 +22,14 @@ def search(
     storage: opt.Storage = None,
     study_name: opt.StudyName = None,
     out: Annotated[
-        Path | None, typer.Option(callback=check_writable, help="File of the loss found.")
+        Path | None, typer.Option(callback=check_file, help="File of the loss found.")
     ] = None,
     trials: opt.Trials = None,
     workers: opt.Workers = None,
     candidates: opt.Candidates = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Seeds of the comparison; 0 skips it.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=0, max=1000, help="Seeds of the comparison; 0 skips it.")
+    ] = 5,
     root: opt.Root = None,
     download: opt.Download = False,
     device: opt.Device = None,
@@ -47,25 +45,25 @@ def search(
     study_spec = rl.StudySpec.from_yaml(spec)
     name = study_name or study_spec.name
     url = storage or default_storage(name)
+    path = out or own_file(name, ".json", "--out")
     objective = rl.NoisyLabelObjective(study_spec, device=device, root=root, download=download)
     objective.tasks(0)  # what is missing shows before a study is made
     study = _create_study(study_spec, url, name)
     WorkerPool(workers or 1, trials, candidates, threads, device=device).run(study, objective, url)
     if not finished_study(study, study_spec):
-        typer.echo(done(study, study_spec))
+        print_lines(done(study, study_spec))
         return
-    path = out or Path(f"{name}.json")
     loss = export_loss(study, objective, path)
     if seeds > 0:
         options = Options(device=objective.device, root=root)
         compare_loss(path, loss, study_spec, seeds, options)
-    typer.echo(f"database: {mask_password(url)}")
-    typer.echo(f"loss: {path}")
+    print_lines(f"database: {mask_password(url)}")
+    print_lines(f"loss: {path}")
 
 
 def _create_study(spec: rl.StudySpec, url: str, name: str) -> Study:
     study = rl.create_study(spec, rl.open_storage(url, create=True), name)
-    typer.echo(f"study {name!r} in {mask_password(url)}")
+    print_lines(f"study {name!r} in {mask_password(url)}")
     return study
 
 
@@ -127,7 +125,7 @@ def status(
 
 def export(
     study_name: Annotated[str, typer.Argument(help="Name of the study.")],
-    out: Annotated[Path, typer.Argument(callback=check_writable, help="JSON file of the loss.")],
+    out: Annotated[Path, typer.Argument(callback=check_file, help="JSON file of the loss.")],
     storage: opt.Storage = None,
     root: opt.Root = None,
     device: opt.Device = None,
@@ -140,8 +138,8 @@ def export(
     set_up_process(threads)
     study = rl.open_study(rl.open_storage(storage or default_storage(study_name)), study_name)
     objective = rl.NoisyLabelObjective(attach_spec(study, None), device=device, root=root)
-    typer.echo(str(export_loss(study, objective, out)))
-    typer.echo(f"loss: {out}")
+    print_lines(str(export_loss(study, objective, out)))
+    print_lines(f"loss: {out}")
 
 
 def evaluate(
@@ -158,10 +156,10 @@ def evaluate(
     epochs: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="By default the recipe's.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings per loss.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings per loss.")] = 3,
     seed: Annotated[int, typer.Option(help="From which all seeds follow.")] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", callback=check_writable, help="Write the figures too.")
+        Path | None, typer.Option("--json", callback=check_file, help="Write the figures too.")
     ] = None,
     root: opt.Root = None,
     device: opt.Device = None,

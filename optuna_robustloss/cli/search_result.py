@@ -9,7 +9,7 @@ from optuna.study import Study
 
 from optuna_robustloss.benchmark.evaluate import LossEntry, LossResult, evaluate_losses
 from optuna_robustloss.benchmark.trainings import Options
-from optuna_robustloss.cli.console import console
+from optuna_robustloss.cli.console import console, print_lines, printable
 from optuna_robustloss.cli.progress import progress_bar
 from optuna_robustloss.cli.tables import (
     generation_table,
@@ -18,6 +18,7 @@ from optuna_robustloss.cli.tables import (
     selection_table,
 )
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss, save_loss
+from optuna_robustloss.report.html import write_text_atomically
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import (
     Selection,
@@ -48,7 +49,7 @@ def export_loss(study: Study, objective: NoisyLabelObjective, out: Path) -> Tayl
     console().print(generation_table(study))
     console().print(selection_table(selection))
     if selection.control.mean >= selection.winner.mean:
-        console().print(
+        print_lines(
             "The control did at least as well as the best candidate: this search found nothing "
             "better than its start."
         )
@@ -76,7 +77,7 @@ def show_losses(
 ) -> list[LossResult]:
     """Evaluate losses under a progress bar, write the figures to a file, show and return them."""
     with progress_bar() as progress:
-        row = progress.add_task("comparison", total=None, note=task.label)
+        row = progress.add_task("comparison", total=None, note=printable(task.label))
         results = evaluate_losses(
             task,
             entries,
@@ -85,8 +86,10 @@ def show_losses(
             options=options,
             on_progress=lambda done, total: progress.update(row, completed=done, total=total),
         )
+    if not results:
+        raise ValueError("no loss was trained with all seeds: see the warnings above")
     if json_file:
-        json_file.write_text(losses_json(task, seed, results), encoding="utf-8")
+        write_text_atomically(json_file, losses_json(task, seed, results))
     seeds = len(results[0].accuracies)
     title = f"{task.label}: clean test accuracy at the last epoch, {seeds} seeds"
     console().print(losses_table(results, title))

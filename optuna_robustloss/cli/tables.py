@@ -12,14 +12,23 @@ from rich.table import Table
 
 from optuna_robustloss.attributes import GENERATION, START
 from optuna_robustloss.benchmark.evaluate import LossResult
+from optuna_robustloss.cli.console import printable
 from optuna_robustloss.search.selection import Selection
 from optuna_robustloss.search.status import Status
 from optuna_robustloss.tasks.spec import TaskSpec
 
 
-def _table(title: str, *columns: str, right: int = 0) -> Table:
+class _Table(Table):
+    """A table that escapes its cells, line by line: their text may come from a database."""
+
+    def add_row(self, *cells: str, style: str | None = None) -> None:  # type: ignore[override]
+        lines = (map(printable, cell.split("\n")) for cell in cells)
+        super().add_row(*map("\n".join, lines), style=style)
+
+
+def _table(title: str, *columns: str, right: int = 0) -> _Table:
     """Return an empty table whose columns from number ``right`` on are figures."""
-    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    table = _Table(title=printable(title), title_justify="left", show_header=bool(columns))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < right else "right")
     return table
@@ -98,7 +107,9 @@ def status_table(status: Status) -> Table:
             f"its {status.popsize} slots",
             f"{status.slots_done} done, {status.slots_running} running, {status.slots_stale} stale",
         )
-        alive = [f"{w} (trial {', '.join(map(str, n))})" for w, n in status.workers.items()]
+        alive = [
+            f"{printable(w)} (trial {', '.join(map(str, n))})" for w, n in status.workers.items()
+        ]
         table.add_row("workers alive", "\n".join([str(len(alive)), *alive]))
     counts = [f"{n} {state.lower()}" for state, n in status.states.items() if n]
     table.add_row("trials", ", ".join(counts) or "none")

@@ -11,7 +11,7 @@ import torch
 import typer
 from optuna.study import Study
 
-from optuna_robustloss.cli.console import set_up_process
+from optuna_robustloss.cli.console import print_lines, set_up_process
 from optuna_robustloss.cli.progress import SearchProgress
 from optuna_robustloss.distributed.lease import LEASE
 from optuna_robustloss.distributed.processes import WorkerJob, run_processes
@@ -96,7 +96,7 @@ def exit_on_interrupt(done: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped: {done()} and kept; the same command goes on from there")
+        print_lines(f"stopped: {done()} and kept; the same command goes on from there")
         raise typer.Exit(130) from None
 
 

@@ -1,7 +1,9 @@
 """Run commands in this process, and what they work on."""
 
+from functools import cache
+
 import optuna
-from typer.testing import CliRunner
+from typer import testing
 
 from optuna_robustloss.cli.app import app
 
@@ -20,8 +22,12 @@ SPEC = {
 TASK = ["--task", "digits,mlp2,symmetric:0.4", "--train", "120", "--epochs", "2", "--seeds", "2"]
 
 
+# The commands are built once: that costs more than most of them.
+testing._get_command = cache(testing._get_command)
+
+
 def invoke(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return testing.CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def run(*arguments):

@@ -17,8 +17,12 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     handler, verbosity = signal.getsignal(signal.SIGTERM), optuna.logging.get_verbosity()
     logger = logging.getLogger("optuna.study._optimize")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     with warnings.catch_warnings():
         yield
+    logging.lastResort.setFormatter(None)
+    optuna.logging.enable_default_handler()
+    optuna.logging.disable_propagation()
     signal.signal(signal.SIGTERM, handler)
     optuna.logging.set_verbosity(verbosity)
     logger.filters.clear()

@@ -33,7 +33,10 @@ def test_a_wrong_spec_is_refused_before_a_database_is_made(changes, parts):
         (["search", "."], "directory"),
         (["search", "small.yaml", "--storage", "small.db"], "'small.db' is not a storage URL"),
         (["search", "small.yaml", "--storage", "sqlite:///no/small.db"], "cannot open the storage"),
-        (["search", "small.yaml", "--out", "no/small.json"], "'no/small.json' is not a file in"),
+        (
+            ["search", "small.yaml", "--out", "no/small.json"],
+            "there is no directory 'no'",
+        ),
         (["search", "small.yaml", "--device", "gpu9"], "device 'gpu9' cannot be used"),
         (["search", "small.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["search", "small.yaml", "--threads", "0"], "Invalid value for '--threads'"),
@@ -43,12 +46,17 @@ def test_a_wrong_spec_is_refused_before_a_database_is_made(changes, parts):
             ["search", "small.yaml", "--workers", "2", "--storage", "sqlite:///:memory:"],
             "a database in memory cannot be shared",
         ),
+        (["search", "small.yaml", "--workers", "1000000000"], "Invalid value for '--workers'"),
+        (["search", "small.yaml", "--threads", "1000000000"], "Invalid value for '--threads'"),
+        (["search", "small.yaml", "--seeds", "-1"], "Invalid value for '--seeds'"),
         (["work", "--storage", "sqlite:///small.db"], "Missing option '--study-name'"),
         (["work", "--storage", "sqlite:///s.db", "--study-name", "a"], "there is no database s.db"),
         (["status", "small"], "there is no database small.db"),
         (["status", "small", "--lease", "0"], "Invalid value for '--lease'"),
+        (["status", "small", "--lease", "nan"], "Invalid value for '--lease'"),
+        (["status", "small", "--lease", "inf"], "Invalid value for '--lease'"),
         (["work", "--study-name", "a", "--candidates", "0"], "Invalid value for '--candidates'"),
-        (["export", "small", "."], "'.' is not a file in an existing folder"),
+        (["export", "small", "."], "'.' cannot be written: it is a directory"),
         (["export", "small", "small.json"], "there is no database small.db"),
         (["evaluate", "gec", *TASK], "unknown loss 'gec', did you mean 'gce'?"),
         (["evaluate", "none.json", *TASK], "there is no loss file none.json"),
@@ -58,13 +66,21 @@ def test_a_wrong_spec_is_refused_before_a_database_is_made(changes, parts):
         (["evaluate", "ce", "--task", "digits,mlp9"], "unknown network 'mlp9'"),
         (["evaluate", "ce", "--task", "digits,mlp2,symetric:0.4"], "(got 'symetric')"),
         (["evaluate", "ce", *TASK, "--batch-size", "0"], "batch_size: Input should be greater"),
+        (["evaluate", "ce", *TASK, "--epochs", "0"], "epochs: Input should be greater"),
+        (["evaluate", "ce", *TASK, "--lr", "nan"], "lr: Input should be"),
+        (["evaluate", "ce", *TASK, "--lr", "-inf"], "lr: Input should be"),
+        (["evaluate", "ce", *TASK, "--train", "-5"], "train: Input should be greater"),
+        (["evaluate", "ce", *TASK, "--seed", "-1"], "seed: Input should be greater"),
         (["evaluate", "ce", *TASK, "--seeds", "0"], "Invalid value for '--seeds'"),
-        (["evaluate", "ce", *TASK, "--json", "no/f.json"], "'no/f.json' is not a file in"),
+        (["evaluate", "ce", *TASK, "--json", "no/f.json"], "'no/f.json' cannot be written"),
         (["evaluate", "ce", "--task", "mnist,mlp2", "--root", "no"], "mnist"),
     ],
 )
-def test_wrong_input_is_one_message(spec, arguments, message):
-    assert message in refused(*arguments)
+def test_wrong_input_is_one_line_and_stores_nothing(spec, arguments, message):
+    shown = refused(*arguments)
+    assert message in shown
+    assert "\n" not in shown
+    assert [path.name for path in Path().iterdir()] == ["small.yaml"]
 
 
 def test_a_password_is_not_shown(spec):
