@@ -141,7 +141,7 @@ def parse_device(text: str) -> torch.device:
 
     try:
         device = torch.device(text)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the device "meta" holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"device {text!r} cannot be used: {reason}") from None

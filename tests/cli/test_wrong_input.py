@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cli.commands import SPEC, TASK, invoke, refused, run, trials
+from optuna_robustloss.search.spec import StudySpec
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ def test_a_wrong_spec_is_refused_before_a_database_is_made(changes, parts):
             "there is no directory 'no'",
         ),
         (["search", "small.yaml", "--device", "gpu9"], "device 'gpu9' cannot be used"),
+        (["search", "small.yaml", "--device", "meta"], "device 'meta' cannot be used"),
         (["search", "small.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["search", "small.yaml", "--threads", "0"], "Invalid value for '--threads'"),
         (["search", "small.yaml", "--candidates", "0"], "Invalid value for '--candidates'"),
@@ -96,6 +98,15 @@ def test_another_spec_of_the_same_name_is_refused(spec):
         "search", "other.yaml"
     )
     assert trials("sqlite:///small.db") == []
+
+
+def test_an_interrupt_before_the_work_is_one_word(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudySpec, "from_yaml", interrupt)
+    result = invoke("search", "small.yaml")
+    assert (result.exit_code, result.output) == (130, "stopped\n")
 
 
 def test_errors_keep_their_traceback_for_debugging(monkeypatch):
