@@ -23,10 +23,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write ``text`` to a temporary file beside ``path`` and rename it.
 
     After a crash ``path`` holds the old text or the new one, never a part.
+
+    Raises:
+        OSError: the file cannot be written; the message names ``path`` and the reason.
+
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
+    except OSError as error:  # which names no file, or the draft
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         draft.unlink(missing_ok=True)

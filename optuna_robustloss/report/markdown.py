@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from optuna_robustloss.report.comparison import PICKS, Comparison, Standing
+from optuna_robustloss.report.escape import escape_markdown
 from optuna_robustloss.report.paired_differences import LEVEL, TIE, PairedDifference
 from optuna_robustloss.report.styles import display_name
 from optuna_robustloss.report.tables import (
     NOTHING,
-    escape_markdown,
     source,
     title,
     to_markdown,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,43 +9,16 @@ import pandas as pd
 
 from optuna_robustloss.benchmark.runs import Pick
 from optuna_robustloss.report.comparison import PICKS, Comparison, Summary
+from optuna_robustloss.report.escape import (
+    escape_html,
+    escape_latex,
+    escape_markdown,
+    to_csv_text,
+)
 from optuna_robustloss.report.published import SOURCE, Published
 from optuna_robustloss.report.styles import display_name
 
 NOTHING = "–"
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "–": "--",
-    "ε": r"$\varepsilon$",
-    "α": r"$\alpha$",
-    "η": r"$\eta$",
-} | {character: "\\" + character for character in "&%$#_{}"}
-
-
-def escape_latex(text: str) -> str:
-    r"""Return text that LaTeX prints as it is.
-
-    >>> escape_latex("ar_sym80, 40 %")
-    'ar\\_sym80, 40 \\%'
-
-    """
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def escape_markdown(text: str) -> str:
-    r"""Return text that a Markdown table shows as it is.
-
-    >>> escape_markdown("a|b*")
-    'a\\|b\\*'
-
-    """
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
 
 
 @dataclass(frozen=True)
@@ -61,7 +32,7 @@ class Markup:
 
 MARKDOWN = Markup(escape_markdown, "**{}**")
 LATEX = Markup(escape_latex, r"\textbf{{{}}}")
-HTML = Markup(html.escape, "<strong>{}</strong>")
+HTML = Markup(escape_html, "<strong>{}</strong>")
 
 
 def title(comparison: Comparison) -> str:
@@ -102,15 +73,15 @@ def to_html(comparison: Comparison) -> str:
     with pd.option_context("display.max_colwidth", None):
         table = _frame(comparison, HTML).to_html(index=False, escape=False, border=0)
     note = source(comparison)
-    return f"<h2>{html.escape(title(comparison))}</h2>\n{table}\n" + (
-        f"<p>{html.escape(note)}</p>\n" if note else ""
+    return f"<h2>{escape_html(title(comparison))}</h2>\n{table}\n" + (
+        f"<p>{escape_html(note)}</p>\n" if note else ""
     )
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """Return all tables under one header; accuracies in percent, picks in separate columns."""
     rows = [row for comparison in comparisons for row in _csv_rows(comparison)]
-    return str(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return to_csv_text(rows)
 
 
 def percent(mean: float, std: float | None = None) -> str:

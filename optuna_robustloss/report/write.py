@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
 from optuna_robustloss.benchmark.runs import Measured, Run, RunResult
 from optuna_robustloss.report.comparison import PICKS, Comparison, Conditions, comparisons
+from optuna_robustloss.report.escape import escape_html, to_csv_text
 from optuna_robustloss.report.figures.cumulative_lr import accuracy_against_cumulative_lr
 from optuna_robustloss.report.figures.curves import learning_curves
 from optuna_robustloss.report.figures.losses import loss_shapes
@@ -23,6 +23,7 @@ from optuna_robustloss.report.markdown import markdown
 from optuna_robustloss.report.styles import Style, styles
 from optuna_robustloss.report.tables import to_csv, to_html, to_latex
 
+_LONGEST_NAME = 120
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Benchmark</title><style>
 body {{ font-family: sans-serif; margin: 2em; }}
@@ -72,21 +73,24 @@ def write_report(
     figures.mkdir(parents=True, exist_ok=True)
     compared = comparisons(measured, reference)
     told = {**(facts or {}), **_state(results, runs), **_blind_state(measured)}
-    write_text_atomically(out / "measured.csv", _csv([vars(one) for one in measured]))
+    write_text_atomically(out / "measured.csv", to_csv_text([vars(one) for one in measured]))
     write_text_atomically(out / "table.csv", to_csv(compared))
     write_text_atomically(
-        out / "ranks.csv", _csv([row for one in compared for row in _rank_rows(one)])
+        out / "ranks.csv", to_csv_text([row for one in compared for row in _rank_rows(one)])
     )
     write_text_atomically(out / "table.md", markdown(compared, told))
     write_text_atomically(out / "table.tex", "\n".join(map(to_latex, compared)))
-    listed = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in told.items())
+    listed = "".join(f"<li>{escape_html(f'{k}: {v}')}</li>" for k, v in told.items())
     tables = "\n".join(map(to_html, compared))
     page = _PAGE.format(facts=f"<ul>{listed}</ul>" if listed else "", tables=tables)
     write_text_atomically(out / "table.html", page)
     drawn = [one.method for one in measured] + [o.run.method for o in results]
     looks = styles([*drawn, *(criteria or ())])
+    written: set[str] = set()
     for name, figure in _figures(results, measured, compared, rates or {}, looks):
-        write_html(figure, figures / f"{name}.html")
+        path = slug(name) if slug(name) not in written else f"{slug(name)}-{_digest(name)}"
+        written.add(path)
+        write_html(figure, figures / f"{path}.html")
     if criteria:
         write_html(loss_shapes(criteria, num_classes, looks), figures / "loss-shapes.html")
 
@@ -110,10 +114,6 @@ def _blind_state(measured: Sequence[Measured]) -> dict[str, str]:
         "blind": f"empty: its scales are chosen on other data sets, and all tasks here are on "
         f"{', '.join(datasets)}"
     }
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    return str(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def _rank_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
@@ -157,13 +157,13 @@ def _figures(
         for pick, standing in comparison.standings.items():
             name = f"{label}, {PICKS[pick]}"
             figure = critical_difference_diagram(standing.ranking, f"Average ranks: {name}", looks)
-            yield slug(f"ranks {name}"), figure
+            yield f"ranks {name}", figure
         mine = [one for one in measured if Conditions.of(one) == conditions]
         for pick, text in PICKS.items():
             if any(one.pick == pick and one.task in rates for one in mine):
                 heading = f"Accuracy against noise: {label}"
                 yield (
-                    slug(f"noise {label} {text}"),
+                    f"noise {label} {text}",
                     accuracy_against_noise(
                         mine, rates, pick=pick, title=heading, method_styles=looks
                     ),
@@ -171,21 +171,26 @@ def _figures(
     tasks = tuple(dict.fromkeys(o.run.task for o in results if o.curve))
     for task in tasks:
         if any(o.run.native and o.run.task == task and o.curve for o in results):
-            yield slug(f"curves {task}"), learning_curves(results, task, method_styles=looks)
+            yield f"curves {task}", learning_curves(results, task, method_styles=looks)
     means = (None,) if len(tasks) > 1 else ()
     for drawn in (*tasks, *means):
         try:
             figure = accuracy_against_cumulative_lr(results, drawn, method_styles=looks)
         except ValueError:
             continue  # no method has all seeds, or tasks, yet
-        yield slug(f"cumulative lr {drawn or 'mean'}"), figure
+        yield f"cumulative lr {drawn or 'mean'}", figure
 
 
 def slug(text: str) -> str:
-    """Return a name of a file.
+    """Return a name of a file, in ASCII and not too long.
 
     >>> slug("curves mnist/mlp2/symmetric 80 %")
     'curves-mnist-mlp2-symmetric-80'
 
     """
-    return re.sub(r"[^\w.]+", "-", text).strip("-").lower()
+    name = re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-").lower()
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='backslashreplace')):08x}"

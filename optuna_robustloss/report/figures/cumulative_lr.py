@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from optuna_robustloss.benchmark.runs import RunResult
+from optuna_robustloss.report.escape import escape_plotly
 from optuna_robustloss.report.figures.style import add_line, look, named
 from optuna_robustloss.report.styles import Style, in_order, styles
 
@@ -56,7 +57,7 @@ def accuracy_against_cumulative_lr(
         for run, line in mine.groupby(_RUN[1:]):
             x += [*line["position"], None]  # None ends a line
             y += [*line["test"], None]
-            conditions += [run] * (len(line) + 1)
+            conditions += [(*run[:2], escape_plotly(run[2]))] * (len(line) + 1)
         add_line(
             figure,
             method,

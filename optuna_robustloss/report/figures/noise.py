@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from optuna_robustloss.benchmark.runs import Measured, Pick
 from optuna_robustloss.report.comparison import PICKS
+from optuna_robustloss.report.escape import escape_plotly
 from optuna_robustloss.report.figures.style import add_line, look
 from optuna_robustloss.report.styles import Style, in_order, styles
 
@@ -54,7 +55,8 @@ def accuracy_against_noise(
     groups = list(dict.fromkeys(table["group"]))
     summary = table.groupby(["method", "group", "rate"])["accuracy"].agg(["mean", "std", "count"])
     rows = ceil(len(groups) / _COLUMNS)
-    figure = make_subplots(rows, min(_COLUMNS, len(groups)), subplot_titles=groups)
+    titles = [escape_plotly(group) for group in groups]
+    figure = make_subplots(rows, min(_COLUMNS, len(groups)), subplot_titles=titles)
     in_legend: set[str] = set()
     for method in in_order(table["method"]):
         for place, group in enumerate(groups):

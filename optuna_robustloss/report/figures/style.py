@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from optuna_robustloss.report.escape import escape_plotly
 from optuna_robustloss.report.styles import Style, display_name
 
 
 def named(method: str) -> str:
-    """Return a method's name as Plotly shows it: without tags of its own."""
-    return html.escape(display_name(method))
+    """Return a method's name for Plotly."""
+    return escape_plotly(display_name(method))
 
 
 def look(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
     """Give a figure the common look, and return it."""
     return figure.update_layout(
         template="plotly_white",
-        title_text=html.escape(title),
+        title_text=escape_plotly(title),
         font_size=13,
         legend_title_text="method",
         legend_tracegroupgap=2,
