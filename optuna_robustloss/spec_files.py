@@ -54,6 +54,8 @@ class SpecFile(StrictModel):
     file_kind: ClassVar[str] = "spec"
     #: Keys of other versions and of other kinds of files, with the advice for each.
     refused_keys: ClassVar[Mapping[str, str]] = {}
+    #: Meaning of a stored spec from before a key whose default means something else.
+    former_values: ClassVar[Mapping[str, Any]] = {}
     #: Keys whose values may hold a password and are not repeated in messages.
     secret_keys: ClassVar[frozenset[str]] = frozenset()
 
@@ -104,9 +106,15 @@ class SpecFile(StrictModel):
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the JSON, defaults left out.
 
-        A key that a later version adds therefore does not change the hash of an older file.
+        A key that a later version adds therefore does not change the hash of an older file, unless
+        its default means something else than the older version: see ``former_values``.
         """
-        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        for key, former in self.former_values.items():
+            values[key] = getattr(self, key)
+            if values[key] == former:
+                del values[key]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: Self) -> list[str]:
@@ -177,6 +185,8 @@ def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:
     if stored is None:
         return None
     values = stored.get("values") if isinstance(stored, dict) else stored
+    if isinstance(values, dict):
+        values = {**model.former_values, **values}
     return model.from_values(values, f"the spec stored with study {study.study_name!r}")
 
 

@@ -130,9 +130,13 @@ def evaluate_losses(
 def _benchmark(
     task: TaskSpec, entries: Sequence[LossEntry], seeds: int, seed: int
 ) -> BenchmarkSpec:
-    """Return the benchmark of one task that measures at the end of each training only."""
+    """Return the benchmark of one task that measures at the end of each training only.
+
+    Losses have the defaults of their classes, as users of the classes have.
+    """
     return BenchmarkSpec(
         name="evaluation",
+        settings="cifar10",
         methods=tuple(dict.fromkeys(entry.method for entry in entries)),
         tasks=(
             TaskGrid(

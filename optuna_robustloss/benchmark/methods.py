@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
 
+from optuna_robustloss.benchmark.settings import Settings, method_values
 from optuna_robustloss.losses import ELRLoss, PhasedLoss
 from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.losses.scaled import ScaledLoss
 from optuna_robustloss.tasks.prepare import Task
 from optuna_robustloss.training.evaluation import TrainingResult
-from optuna_robustloss.training.methods import train_forward_corrected, train_jocor
+from optuna_robustloss.training.forward_correction import train_forward_corrected
+from optuna_robustloss.training.jocor import train_jocor
 from optuna_robustloss.training.train import steps_per_epoch, train
 
 
 class Procedure(Protocol):
-    """A method that changes the training; ``options`` are those of ``train``."""
+    """A method that changes the training; ``options`` are its settings and those of ``train``."""
 
     def __call__(
         self, task: Task, *, seed: int, epochs: int | None, scale: float, **options: Any
@@ -29,14 +31,8 @@ class Procedure(Protocol):
 PROCEDURES: dict[str, Procedure] = {"forward": train_forward_corrected, "jocor": train_jocor}
 
 
-def _elr(task: Task) -> nn.Module:
-    """Return ELR with the values published for CIFAR-10, from 100 classes on for CIFAR-100."""
-    beta, lam = (0.9, 7.0) if task.num_classes >= 100 else (0.7, 3.0)
-    return ELRLoss(len(task.train.labels), task.num_classes, beta=beta, lam=lam)
-
-
-#: Losses that depend on the task.
-_OF_TASKS: dict[str, Callable[[Task], nn.Module]] = {"elr": _elr}
+#: Losses that depend on the training images.
+_OF_TASKS = ("elr",)
 
 
 def _phased(name: str, num_classes: int) -> tuple[PhasedLoss, float] | None:
@@ -76,7 +72,12 @@ def check_method(name: str) -> None:
 
 
 def make_criterion(
-    name: str, task: Task, scale: float = 1.0, *, epochs: int | None = None
+    name: str,
+    task: Task,
+    scale: float = 1.0,
+    *,
+    epochs: int | None = None,
+    settings: Settings = "published",
 ) -> nn.Module:
     """Return the loss of a method that changes nothing but the loss, times ``scale``.
 
@@ -87,14 +88,22 @@ def make_criterion(
         task: that is trained on.
         scale: factor of the loss.
         epochs: of the training; by default the recipe's.
+        settings: of the loss; see ``benchmark.settings``.
 
     Raises:
         ValueError: the training ends before the switch.
 
     """
     loss: nn.Module
+    base, times, _ = name.partition("*")
+    values: dict[str, Any] = dict(method_values(base, task, settings) or {})
     if name in _OF_TASKS:
-        loss = _OF_TASKS[name](task)
+        loss = ELRLoss(len(task.train.labels), task.num_classes, **values)
+    elif values:
+        scale *= values.pop("scale", 1.0)
+        if times:
+            scale *= float(make_loss(name, task.num_classes).scale)  # type: ignore[arg-type]
+        loss = type(make_loss(base, task.num_classes))(**values)
     elif found := _phased(name, task.num_classes):
         usual, switch = found
         assert usual.switch != "adaptive"
@@ -118,6 +127,7 @@ def train_methods(
     *,
     seed: int,
     epochs: int | None = None,
+    settings: Settings = "published",
     **options: Any,
 ) -> list[TrainingResult]:
     """Train with each of several methods, all losses among them as one population.
@@ -127,6 +137,7 @@ def train_methods(
         methods: names and scales.
         seed: of all trainings; see ``train``.
         epochs: by default the recipe's.
+        settings: of the methods; see ``benchmark.settings``.
         options: further ones of ``train``.
 
     Returns:
@@ -137,13 +148,15 @@ def train_methods(
     plain = [i for i, (name, _) in enumerate(methods) if name not in PROCEDURES]
     if plain:
         criteria = [
-            make_criterion(methods[i][0], task, methods[i][1], epochs=epochs) for i in plain
+            make_criterion(*(methods[i][0], task, methods[i][1]), epochs=epochs, settings=settings)
+            for i in plain
         ]
         training = train(task, criteria, seed=seed, epochs=epochs, **options)
         runs.update(zip(plain, training.finish(), strict=True))
     for i, (name, scale) in enumerate(methods):
         if name in PROCEDURES:
-            runs[i] = PROCEDURES[name](task, seed=seed, epochs=epochs, scale=scale, **options)
+            own = dict(method_values(name, task, settings) or {}) | options
+            runs[i] = PROCEDURES[name](task, seed=seed, epochs=epochs, scale=scale, **own)
     return [runs[i] for i in range(len(methods))]
 
 

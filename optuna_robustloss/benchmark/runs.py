@@ -19,7 +19,7 @@ class Run:
     seed: int
     """Repetition, from 0: determines noise, split, initial weights and batch order."""
     scale: float = 1.0
-    """Factor of the loss; 1 is the published form."""
+    """Factor of the loss, with Adam of the learning rate; 1 is the published form."""
     horizon: float = 1.0
     """Length of the training, as a multiple of the recipe's epochs."""
     schedule: str = "recipe"

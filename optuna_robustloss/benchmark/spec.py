@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from optuna_robustloss.benchmark.methods import check_method
 from optuna_robustloss.benchmark.runs import Run
+from optuna_robustloss.benchmark.settings import Settings
 from optuna_robustloss.spec_files import OneOrMany, SpecFile
 from optuna_robustloss.tasks.recipes import RecipeChanges
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec
@@ -27,10 +28,14 @@ class BenchmarkSpec(SpecFile):
     refused_keys: ClassVar[Mapping[str, str]] = {
         "architectures": "this is a search: run it with 'optuna-robustloss search'"
     }
+    former_values: ClassVar[Mapping[str, Any]] = {"settings": "cifar10"}
 
     name: str = Field(min_length=1)
     methods: OneOrMany[str] = Field(min_length=1)
     """``make_loss`` names, loss files, and ``forward``, ``jocor``, ``elr``."""
+    settings: Settings = "published"
+    """Settings of the methods: ``published`` for each data set and noise, or ``cifar10`` for all;
+    see ``benchmark.settings``."""
     tasks: OneOrMany[TaskGrid] = Field(min_length=1)
     """Grids of data sets, architectures and noise; a grid's ``recipe`` and ``train`` override the
     benchmark's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -75,21 +75,41 @@ def train_runs(
     task, own_seed = prepare_run(spec, runs[0], options)
     (epochs,) = run_lengths(task.spec.recipe, [runs[0].horizon])
     parts = evaluated_parts(task, spec, own_seed)
-    trained = train_methods(
-        task,
-        [(run.method, run.scale) for run in runs],
-        seed=own_seed,
-        epochs=epochs,
-        evaluate_on=parts["test"],
-        evaluate_also_on=[part for name, part in parts.items() if name != "test"],
-        evaluate_at=evaluation_steps(task, spec, epochs),
-        device=options.device,
-    )
+    trained: dict[Run, TrainingResult] = {}
+    for together, scaled_task in by_learning_rate(task, runs):
+        results = train_methods(
+            scaled_task,
+            [(run.method, run.scale if scaled_task is task else 1.0) for run in together],
+            seed=own_seed,
+            epochs=epochs,
+            settings=spec.settings,
+            evaluate_on=parts["test"],
+            evaluate_also_on=[part for name, part in parts.items() if name != "test"],
+            evaluate_at=evaluation_steps(task, spec, epochs),
+            device=options.device,
+        )
+        trained |= zip(together, results, strict=True)
     sums = cumulative_lrs(task.spec.recipe, epochs * steps_per_epoch(task))
     return [
-        RunResult(run, _evaluations(result, list(parts)[1:], sums), result.diverged)
-        for run, result in zip(runs, trained, strict=True)
+        RunResult(run, _evaluations(trained[run], list(parts)[1:], sums), trained[run].diverged)
+        for run in runs
     ]
+
+
+def by_learning_rate(task: Task, runs: Sequence[Run]) -> Iterator[tuple[list[Run], Task]]:
+    """Yield the runs that share a learning rate, with the task that has it.
+
+    Under SGD a run's scale is that of its loss, and all share the recipe's learning rate. Adam and
+    AdamW divide the scale of a loss out again: there it is a factor of the learning rate, so that
+    the same choice of scales tunes the same thing.
+    """
+    recipe = task.spec.recipe
+    if recipe.optimizer == "sgd":
+        yield list(runs), task
+        return
+    for scale in dict.fromkeys(run.scale for run in runs):
+        changed = task.spec.model_copy(update={"recipe": recipe.changed({"lr": recipe.lr * scale})})
+        yield [run for run in runs if run.scale == scale], replace(task, spec=changed)
 
 
 def trained_networks(
@@ -102,6 +122,7 @@ def trained_networks(
         task,
         [(method, 1.0) for method in methods],
         seed=seed,
+        settings=spec.settings,
         evaluate_on=test,
         device=options.device,
         keep_models=True,

@@ -36,6 +36,14 @@ def benchmark(
     schedule: Annotated[
         list[str], typer.Option(help="Learning rate over the run; may be repeated.")
     ] = ["recipe"],  # noqa: B006
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="published|cifar10",
+            help="Settings of the methods, in place of the spec's: published for each data set and "
+            "noise, or CIFAR-10's everywhere.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Only tasks whose label has this in it, such as mlp2; may be repeated."),
@@ -61,6 +69,8 @@ def benchmark(
 
     set_up_process(threads)
     bench = BenchmarkSpec.from_yaml(spec)
+    if settings:
+        bench = bench.from_values(bench.model_dump(mode="json") | {"settings": settings}, str(spec))
     name = study_name or bench.name
     url = storage or default_storage(name)
     scales = bench.scales if tuned else (1.0,)

@@ -28,6 +28,10 @@ from optuna_robustloss.search.worker_job import devices_each
 from optuna_robustloss.training.networks import default_device
 
 _PACKAGES = ("optuna-robustloss", "torch", "torchvision", "timm", "optuna")
+_SETTINGS = {
+    "published": "published, by data set and noise",
+    "cifar10": "cifar10 everywhere, from 100 classes on CIFAR-100's",
+}
 #: Failed trainings that are shown.
 _SHOWN = 5
 #: Noises that have a rate, for accuracy against noise level.
@@ -117,6 +121,7 @@ def facts(spec: BenchmarkSpec) -> dict[str, str]:
     return {
         "benchmark": f"{spec.name} ({spec.hash})",
         "seeds": f"{spec.seeds}, from {spec.seed}",
+        "settings of the methods": _SETTINGS[spec.settings],
         "images": sizes,
         "recipes": "; ".join(sorted(recipes)),
         "scales to choose from": ", ".join(f"{scale:g}" for scale in spec.scales),

@@ -1,6 +1,7 @@
 """Images streamed from files, decoded by worker processes in the order asked for."""
 
 import os
+import signal
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ class FileImages:
             batch_size=batch_size,
             num_workers=min(self.num_workers, len(starts)),
             collate_fn=_collate,
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=_detach_signals,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # without one the loader draws from the global generator
         )
@@ -186,8 +187,13 @@ def _collate(items: list[Tensor | str]) -> Any:
     return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
 
 
-def _leave_process_group(worker: int) -> None:
-    """Keep signals to the group, such as Ctrl-C, for the process that trains: it ends workers."""
+def _detach_signals(worker: int) -> None:
+    """Leave signals to the process that trains: it ends its workers, by SIGTERM if need be.
+
+    Ctrl-C goes to a process group, which workers leave. The handler of SIGTERM that they inherit
+    raises an exception, whose traceback a worker would print while it ends.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 

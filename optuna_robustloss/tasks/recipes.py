@@ -30,7 +30,9 @@ def recipe_for(architecture: str, dataset: str) -> "Recipe":
     - ``mlp2``, ``mlp3``, ``cnn4``: SGD, learning rate 0.01, momentum 0.9. Batch and epochs are not
       given; 128 and 100 are our choice.
     - ``jocor``, ``jocor-code``: Adam, 0.001. Batch 128, 200 epochs and the linear decay to zero
-      from epoch 80 on are those of Wei et al. (CVPR 2020), where the networks come from.
+      from epoch 80 on are those of Wei et al. (CVPR 2020), where the networks come from, as are two
+      settings of their code: from there on Adam's β₁ is .1, and on CIFAR-100 the decay starts at
+      epoch 100.
     - every other network: the CIFAR protocol of Zhang et al. (Lookahead, NeurIPS 2019), as the
       paper says for ``vgg11`` and ``resnet18``: SGD with Nesterov momentum 0.9, learning rate
       0.1 divided by 5 at epochs 60, 120 and 160, batch 128, 200 epochs, random crops and flips,
@@ -47,7 +49,7 @@ def recipe_for(architecture: str, dataset: str) -> "Recipe":
     if dataset == "clothing1m":
         return _CLOTHING1M
     if architecture in ("jocor", "jocor-code"):
-        return _JOCOR
+        return _JOCOR_CIFAR100 if dataset == "cifar100" else _JOCOR
     if architecture in ("mlp2", "mlp3", "cnn4"):
         return _SMALL
     return _LOOKAHEAD
@@ -130,6 +132,8 @@ class Recipe(StrictModel):
     """step: one for each milestone; from there on the rate is ``lr`` times it."""
     decay_start: float = Field(default=0.0, ge=0, lt=1)
     """linear and cosine: the fraction of the run from which the rate falls to zero."""
+    decayed_beta1: float | None = Field(default=None, ge=0, lt=1)
+    """adam and adamw: β₁ from ``decay_start`` on; None: as before."""
     lookahead_k: int | None = Field(default=None, ge=1, le=2**20)
     """Steps between two synchronisations of Lookahead (k); None: no Lookahead."""
     lookahead_alpha: Annotated[Positive, Field(le=1)] | None = None
@@ -169,7 +173,8 @@ class Recipe(StrictModel):
         """
         values = self.model_dump()
         if changes.get("optimizer", self.optimizer) != self.optimizer:
-            values = {k: v for k, v in values.items() if k not in ("momentum", "nesterov")}
+            of_optimizer = ("momentum", "nesterov", "decayed_beta1")
+            values = {k: v for k, v in values.items() if k not in of_optimizer}
         if changes.get("schedule", self.schedule) != self.schedule:
             values = {k: v for k, v in values.items() if k not in _OF_SCHEDULE}
         return Recipe.model_validate(values | dict(changes))
@@ -185,6 +190,13 @@ class Recipe(StrictModel):
             raise ValueError(
                 f"momentum and nesterov belong to 'sgd', got momentum={self.momentum}, "
                 f"nesterov={self.nesterov} with {self.optimizer!r}"
+            )
+        if self.decayed_beta1 is not None and (
+            self.optimizer == "sgd" or self.schedule not in ("linear", "cosine")
+        ):
+            raise ValueError(
+                "decayed_beta1 belongs to 'adam' and 'adamw' with schedule 'linear' or 'cosine', "
+                f"got {self.decayed_beta1} with {self.optimizer!r} and {self.schedule!r}"
             )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=True needs a momentum above 0, got momentum=0.0")
@@ -233,11 +245,18 @@ def _check_settings(changes: dict[str, Any]) -> dict[str, Any]:
 #: Some settings of a recipe by name; their values are checked when a recipe is made of them.
 RecipeChanges = Annotated[dict[str, Any], AfterValidator(_check_settings)]
 
-_OF_SCHEDULE = ("milestones", "factors", "decay_start")
+_OF_SCHEDULE = ("milestones", "factors", "decay_start", "decayed_beta1")
 _SMALL = Recipe(optimizer="sgd", lr=0.01, momentum=0.9, batch_size=128, epochs=100)
 _JOCOR = Recipe(
-    optimizer="adam", lr=1e-3, batch_size=128, epochs=200, schedule="linear", decay_start=80 / 200
+    optimizer="adam",
+    lr=1e-3,
+    batch_size=128,
+    epochs=200,
+    schedule="linear",
+    decay_start=80 / 200,
+    decayed_beta1=0.1,
 )
+_JOCOR_CIFAR100 = _JOCOR.changed({"decay_start": 100 / 200})
 _LOOKAHEAD = Recipe(
     optimizer="sgd",
     lr=0.1,

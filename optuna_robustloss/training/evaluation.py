@@ -79,6 +79,8 @@ def accuracies(
 ) -> tuple[list[float], Tensor]:
     """Return each candidate's accuracy on ``part``, and bool ``(K,)``: all its logits are finite.
 
+    Of a candidate with several networks, whose logits are ``(N, M, C)``, it is their mean accuracy.
+
     Raises:
         ValueError: there are no images.
 
@@ -94,7 +96,9 @@ def accuracies(
     for index, images in part.images.batches(part.index, batch, device=device):
         with autocast(precision, device):
             logits = population(images)
-        correct += (logits.argmax(-1) == labels[index]).sum(-1)
+        predicted = logits.argmax(-1).reshape(population.size, len(images), -1)
+        networks, right = predicted.shape[-1], predicted == labels[index][:, None]
+        correct += right.flatten(1).sum(-1)
         finite &= torch.isfinite(logits).flatten(1).all(1)
     population.train(was_training)
-    return [count / len(part) for count in correct.tolist()], finite
+    return [count / (networks * len(part)) for count in correct.tolist()], finite

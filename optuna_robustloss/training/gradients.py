@@ -160,6 +160,11 @@ class AutogradGradients(LossGradients):
         return [getattr(criterion, "l1", 0.0) for criterion in self._criteria]
 
 
+def has_l1(criterion: nn.Module) -> bool:
+    """Return whether the loss, or a part of it, adds an L1 norm of the network weights."""
+    return any(getattr(module, "l1", 0.0) for module in criterion.modules())
+
+
 def progress_modules(criterion: nn.Module) -> list[nn.Module]:
     """Return the modules of a loss that depend on the share of the steps done.
 

@@ -12,7 +12,7 @@ from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.tasks.recipes import build_optimizer
 from optuna_robustloss.training.evaluation import Evaluation, accuracies, autocast
-from optuna_robustloss.training.gradients import ClosedFormGradients, LossGradients
+from optuna_robustloss.training.gradients import ClosedFormGradients, LossGradients, has_l1
 from optuna_robustloss.training.isolation import RandomState, flushed_denormals
 from optuna_robustloss.training.population.cuda_graphs import Pass, Recorder
 from optuna_robustloss.training.population.population import (
@@ -52,7 +52,8 @@ class Candidate:
 class Group:
     """Candidates that are trained as one population: one optimiser, one stream of batches.
 
-    All groups of one training see the same batches and draw the same random numbers.
+    All groups of one training see the same batches and draw the same random numbers. Losses with
+    an L1 norm of the weights have it in place of weight decay, all of a group or none.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Group:
         self.step = 0
         self._cumulative_lr = 0.0
         self._setup, self._recipe = setup, setup.task.spec.recipe
+        if any(has_l1(candidate.criterion) for candidate in candidates):
+            self._recipe = self._recipe.changed({"weight_decay": 0.0})
         self._optimizer = build_optimizer(self._recipe, population.parameters())
         self._labels = setup.task.train.labels.to(setup.device)
         self._batches = self._stream_batches()
@@ -86,6 +89,8 @@ class Group:
                 if not recipe.constant_lr:
                     for parameters in self._optimizer.param_groups:
                         parameters["lr"] = recipe.lr_at(progress)
+                        if recipe.decayed_beta1 is not None and progress >= recipe.decay_start:
+                            parameters["betas"] = (recipe.decayed_beta1, parameters["betas"][1])
                 self._gradients.set_progress(progress, self._cumulative_lr)
                 self._cumulative_lr += recipe.lr_at(progress)
                 index, images = next(self._batches)

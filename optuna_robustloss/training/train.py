@@ -13,7 +13,7 @@ from torch import nn
 
 from optuna_robustloss.tasks.prepare import LabelledImages, Task
 from optuna_robustloss.training.evaluation import Evaluation, TrainingResult
-from optuna_robustloss.training.gradients import is_closed_form, loss_gradients
+from optuna_robustloss.training.gradients import has_l1, is_closed_form, loss_gradients
 from optuna_robustloss.training.loop import Candidate, Group, Setup
 from optuna_robustloss.training.networks import default_device, initial_model, move_to_device
 from optuna_robustloss.training.population.backend import Backend, build, fastest_backend
@@ -62,8 +62,9 @@ def train(
 
     A loss with an attribute ``progress`` has it set before each step to the share of the steps
     done, from 0 to 1. One with a true ``takes_index`` is also called with the images' indices. One
-    with an ``l1`` has ``l1`` × the sum of the absolute weights added. One with a method ``reset``
-    has it called at the start, and again where its population is restarted for lack of memory.
+    with an ``l1`` has ``l1`` × the sum of the absolute weights added in place of weight decay. One
+    with a method ``reset`` has it called at the start, and again where its population is restarted
+    for lack of memory.
 
     Args:
         task: data, architecture and recipe.
@@ -148,6 +149,19 @@ class Training:
         """Indices of the candidates that are still trained."""
         return sorted(c.index for group in self._groups for c in group.candidates)
 
+    def network(self, index: int) -> nn.Module:
+        """Return the network of a candidate that is still trained, as it is now.
+
+        Training changes it further where networks are trained one by one.
+
+        Raises:
+            StopIteration: the candidate has ended.
+
+        """
+        places = ((group, i) for group in self._groups for i in range(len(group.candidates)))
+        group, position = next((g, i) for g, i in places if g.candidates[i].index == index)
+        return group.population.network(position)
+
     def stop(self, indices: Iterable[int]) -> None:
         """Stop candidates where they are; those that have ended already stay as they are."""
         chosen = set(indices)
@@ -207,10 +221,24 @@ class Training:
         self._groups = [group for group in self._groups if group.candidates]
 
     def _new_groups(self, candidates: Sequence[Candidate], size: int) -> list[Group]:
-        """Split candidates evenly into groups of at most ``size`` that start at step 0."""
-        setup, count = self._setup, math.ceil(len(candidates) / size)
+        """Split candidates evenly into groups of at most ``size`` that start at step 0.
+
+        Where the recipe has weight decay, losses that bring an L1 norm in its place are groups of
+        their own.
+        """
+        setup, alike = self._setup, [list(candidates)]
+        if setup.task.spec.recipe.weight_decay:
+            with_l1 = [has_l1(candidate.criterion) for candidate in candidates]
+            alike = [
+                [c for c, own in zip(candidates, with_l1, strict=True) if own is kind]
+                for kind in (False, True)
+            ]
+        parts = []
+        for some in alike:
+            count = math.ceil(len(some) / size)
+            parts += [some[i::count] for i in range(count)]
         groups = []
-        for members in (candidates[i::count] for i in range(count)):
+        for members in parts:
             group = Group(
                 setup,
                 members,
@@ -222,7 +250,7 @@ class Training:
                     without_autograd=self._closed_form,
                 ),
             )
-            if count > 1:  # all groups at once may not fit on the device
+            if len(parts) > 1:  # all groups at once may not fit on the device
                 group.park()
             groups.append(group)
         return groups

@@ -11,7 +11,6 @@ from support.small import small_spec
 from tasks import test_clothing1m
 
 from optuna_robustloss.benchmark import worker as worker_module
-from optuna_robustloss.benchmark.methods import make_criterion
 from optuna_robustloss.benchmark.regimes import measure
 from optuna_robustloss.benchmark.rows import run_of
 from optuna_robustloss.benchmark.runs import Run
@@ -25,7 +24,7 @@ from optuna_robustloss.benchmark.study import (
     store_result,
     stored_results,
 )
-from optuna_robustloss.benchmark.trainings import Options, prepare_run, train_runs
+from optuna_robustloss.benchmark.trainings import Options, train_runs
 from optuna_robustloss.benchmark.worker import choose_runs, run_benchmark
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import open_study
@@ -103,34 +102,6 @@ def test_seeds_tasks_and_methods_differ_and_repeat():
     assert last(run) == last(run)
     others = [Run(**{**vars(run), **c}) for c in ({"seed": 1}, {"method": "mae"}, {"scale": 2.0})]
     assert len({last(c) for c in (run, *others)}) == 4
-
-
-def test_runs_of_two_tasks_are_not_trained_together():
-    with pytest.raises(ValueError, match="share task, seed, horizon and schedule"):
-        train_runs(SPEC, [RUNS[0], RUNS[-1]])
-
-
-def test_a_longer_horizon_and_another_schedule():
-    runs = SPEC.runs(horizons=[3], schedules=["cosine"])[:1]
-    (result,) = train_runs(SPEC, runs)
-    assert [m.epoch for m in result.curve] == [1, 2, 3, 4, 5, 6]
-    sums = [m.cumulative_lr for m in result.curve]
-    assert sums[-1] == pytest.approx(0.01 * (12 + 1) / 2)  # a cosine's mean, first step whole
-    assert sums[0] > sums[-1] - sums[-2]
-
-
-def test_a_switch_at_steps_times_lr_is_the_same_step_at_every_horizon():
-    (task, _) = prepare_run(SPEC, RUNS[0], Options())
-    usual, longer = (
-        make_criterion("ce-then-mae@0.02", task, 0.5, epochs=epochs).criterion for epochs in (3, 6)
-    )
-    assert usual.switch * 3 * 2 == pytest.approx(2)  # steps of lr .01
-    assert longer.switch * 6 * 2 == pytest.approx(2)
-    assert usual.width == pytest.approx(usual.switch)
-    with pytest.raises(
-        ValueError, match=r"ends at a cumulative learning rate of 10, the training at 0\.06"
-    ):
-        make_criterion("ce-then-mae@5", task, epochs=3)
 
 
 def test_of_two_claims_the_first_counts(study):

@@ -1,5 +1,8 @@
+import multiprocessing
 import os
+import signal
 import socket
+import time
 import zlib
 
 import numpy as np
@@ -183,3 +186,27 @@ def test_bad_arguments_for_files_are_refused(files):
         FileImages(files, size=0)
     with pytest.raises(ValueError, match=r"0\.\.4, got 5\.\.5"):
         next(FileImages(files, num_workers=0).batches(torch.tensor([5]), 1, device=CPU))
+
+
+def test_decoders_that_get_sigterm_print_nothing(files, capfd):
+    """Even again and again, under a handler that raises as that of a worker of a search does."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        source = FileImages(files * 20, size=28, num_workers=2)
+        batches = source.batches(torch.arange(100), 10, device=CPU)
+        next(batches)
+        decoders = multiprocessing.active_children()
+        assert len(decoders) == 2
+        for decoder in decoders:
+            while decoder.is_alive():
+                os.kill(decoder.pid, signal.SIGTERM)
+                time.sleep(0.001)
+        assert [decoder.exitcode for decoder in decoders] == [0, 0]
+        batches.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Traceback" not in capfd.readouterr().err

@@ -57,6 +57,19 @@ def test_jocor_decays_linearly_from_epoch_80_to_zero(name):
     assert found.lr_at(0) == found.lr_at(80 / 200) == 1e-3
     assert found.lr_at(140 / 200) == pytest.approx(5e-4)
     assert found.lr_at(199 / 200) == pytest.approx(1e-3 / 120)
+    assert found.decayed_beta1 == 0.1
+    later = recipe_for(name, "cifar100")
+    assert later.lr_at(100 / 200) == 1e-3
+    assert later.lr_at(150 / 200) == pytest.approx(5e-4)
+
+
+def test_the_decay_of_beta1_belongs_to_adam_and_a_decaying_rate():
+    jocor = recipe_for("jocor", "cifar10")
+    for changes in ({"schedule": "constant"}, {"optimizer": "sgd", "schedule": "cosine"}):
+        assert jocor.changed(changes).decayed_beta1 is None
+    for changes in ({"schedule": "constant"}, {"optimizer": "sgd"}):
+        with pytest.raises(ValueError, match="decayed_beta1 belongs to 'adam'"):
+            jocor.changed(changes | {"decayed_beta1": 0.1})
 
 
 @pytest.mark.parametrize(

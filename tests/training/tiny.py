@@ -48,6 +48,17 @@ def together(task, criteria, *, stop=None, **options):
     return training.finish()
 
 
+def options(task, **more):
+    """Arguments of a method that trains."""
+    return {
+        "seed": 5,
+        "evaluate_on": task.test,
+        "evaluate_at": (),
+        "device": CPU,
+        "keep_models": True,
+    } | more
+
+
 def alone(task, criteria, **options):
     return [together(task, [criterion], **options)[0] for criterion in criteria]
 
