@@ -37,5 +37,5 @@ if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.INFO)
     torch.set_num_threads(arguments.threads)
     given = StudySpec.from_yaml(arguments.spec) if arguments.spec else None
-    study = open_study(open_storage(arguments.storage), arguments.study_name, given)
+    study = open_study(open_storage(arguments.storage, wait=True), arguments.study_name, given)
     run_worker(study, NoisyLabelObjective.from_study(study, root=arguments.root))

@@ -173,5 +173,5 @@ class BenchmarkJob:
 
     def run(self) -> None:
         """Work on the benchmark in this process."""
-        study, spec = open_benchmark(open_storage(self.storage), self.study_name)
+        study, spec = open_benchmark(open_storage(self.storage, wait=True), self.study_name)
         run_benchmark(study, spec, self.runs, self.options)

@@ -78,7 +78,8 @@ def benchmark(
     options = Options(together, lease, device, root, download)
     if not report_only:
         check_data(bench, runs, options)  # what is missing shows before a study is made
-    study = create_benchmark(bench, rl.open_storage(url, create=not report_only), name)
+    opened = rl.open_storage(url, create=not report_only, wait=not report_only)
+    study = create_benchmark(bench, opened, name)
     print_lines(f"benchmark {name!r} in {mask_password(url)}")
     failed = False
     if not report_only:

@@ -98,7 +98,7 @@ def work(
 
     set_up_process(threads)
     given = rl.StudySpec.from_yaml(spec) if spec else None
-    study = rl.open_study(rl.open_storage(storage), study_name, given, lease=lease)
+    study = rl.open_study(rl.open_storage(storage, wait=True), study_name, given, lease=lease)
     objective = rl.NoisyLabelObjective(
         attach_spec(study, given), device=device, root=root, download=download
     )

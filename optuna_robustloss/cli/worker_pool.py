@@ -13,6 +13,7 @@ from optuna.study import Study
 
 from optuna_robustloss.cli.console import print_lines, set_up_process
 from optuna_robustloss.cli.progress import SearchProgress
+from optuna_robustloss.distributed.files import is_in_memory
 from optuna_robustloss.distributed.lease import LEASE
 from optuna_robustloss.distributed.processes import WorkerJob, run_processes
 from optuna_robustloss.search.objective import NoisyLabelObjective
@@ -85,7 +86,7 @@ def run_jobs(
     study: Study, jobs: Sequence[WorkerJob], storage: str, on_poll: Callable[[], None]
 ) -> None:
     """Run jobs in processes of their own; raise a ValueError for a database in memory."""
-    if ":memory:" in storage or storage.rstrip("/") == "sqlite:":
+    if is_in_memory(storage):
         raise ValueError("a database in memory cannot be shared: leave out --workers")
     run_processes(study, jobs, on_poll=on_poll)
 

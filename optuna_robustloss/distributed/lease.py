@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -31,6 +32,8 @@ _logger = logging.getLogger(__name__)
 LEASE = 120.0
 #: Heartbeats per lease, so that a few may be lost.
 _BEATS_PER_LEASE = 4
+#: Times of heartbeats are nearer to 1970 than so many seconds; others are damaged.
+_LATEST = 1e13
 #: Seconds that a trial may be without a heartbeat after it was created.
 _NEWBORN = 1.0
 
@@ -69,11 +72,35 @@ def current_heartbeat() -> Heartbeat:
 
 
 def heartbeat_of(trial: FrozenTrial) -> Heartbeat | None:
-    """Return the last heartbeat of a trial, if it has one."""
-    match trial.system_attrs.get(_LEASE):
-        case [int() | float() as at, str() as host, int() as pid, int() as started]:
+    """Return the last heartbeat of a trial; None, with a warning, if it is damaged.
+
+    Such a trial has a lease, which expires unless its worker writes the next heartbeat.
+    """
+    if not has_lease(trial):
+        return None
+    value = trial.system_attrs[_LEASE]
+    match value:
+        case [int() | float() as at, str() as host, int() as pid, int() as started] if (
+            abs(at) < _LATEST and 0 < pid < 2**31 and 0 <= started < 2**63
+        ):
             return Heartbeat(float(at), host, pid, started)
+    _warn_of_damage(trial.number, reprlib.repr(value))
     return None
+
+
+def has_lease(trial: FrozenTrial) -> bool:
+    """Return whether a worker has ever written a heartbeat of a trial."""
+    return _LEASE in trial.system_attrs
+
+
+@lru_cache(maxsize=1024)  # once for each value
+def _warn_of_damage(number: int, value: str) -> None:
+    _logger.warning(
+        "trial %d: the system attribute %r is no heartbeat, its lease expires: %s",
+        number,
+        _LEASE,
+        value,
+    )
 
 
 def record_heartbeat(storage: BaseStorage, trial_id: int) -> None:
@@ -135,7 +162,9 @@ class LeaseKeeper:
                 except (UpdateFinishedTrialError, KeyError):
                     self.release(storage, trial_id)
                 except Exception as error:  # the thread outlives every failure of a database
-                    _logger.warning("a heartbeat failed: %s", type(error).__name__)
+                    explained = isinstance(error, StorageInternalError)  # and has no password
+                    reason = str(error) if explained else type(error).__name__
+                    _logger.warning("a heartbeat failed: %s", reason)
 
 
 @lru_cache(maxsize=8)
@@ -239,7 +268,7 @@ def fail_orphaned_trials(study: Study) -> None:
         late = time.monotonic() - begin > _NEWBORN
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         alive = fail_stale_trials(study._storage, running, monitor)
-        newborn = [t for t in alive if not (heartbeat_of(t) or t.params or t.user_attrs)]
+        newborn = [t for t in alive if not (has_lease(t) or t.params or t.user_attrs)]
         if late:
             for trial in newborn:
                 fail_trial(study._storage, trial._trial_id)

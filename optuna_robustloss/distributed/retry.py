@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
-from optuna_robustloss.distributed.urls import mask_password, mask_password_in
+from optuna_robustloss.distributed.urls import mask_password_in, show_url
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ _SQLSTATE_LOCKED = ("40001", "40P01", "55P03")
 #: Connection failures, lack of resources, shutdown and start-up, a standby during a failover.
 _SQLSTATE_UNAVAILABLE = ("08", "53", "57P", "58", "25006")
 #: PostgreSQL refuses a connection without an SQLSTATE; these refusals are permanent.
-_PERMANENT = ("authentication failed", "does not exist", "pg_hba.conf", "permission denied")
+_PERMANENT = (
+    *("authentication failed", "does not exist", "pg_hba.conf", "permission denied"),
+    *("invalid port", "no password supplied"),
+)
 #: MySQL: lock wait timeout, deadlock.
 _MYSQL_LOCKED = {1205, 1213}
 #: MySQL: too many connections, shutdown, read-only during a failover, kicked out; network errors.
@@ -35,6 +39,20 @@ _MYSQL_UNAVAILABLE = {1040, 1053, 1077, 1079, 1203, 1290, 1792, 1836, 1927, 4031
 _MYSQL_UNAVAILABLE |= {0, 1042, 1043, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006}
 _MYSQL_UNAVAILABLE |= {2013, 2055}
 
+#: What to do about an error that a driver names by these words.
+_FIXES = {
+    r"authentication failed|Access denied": "check user and password",
+    r"does not exist|Unknown database": "create it first, or check the name",
+    r"failed to resolve|Name or service": "check the name of the host",
+    r"refused|invalid port": "check host and port, and whether the server runs",
+    r"disk is full|No space left": "free some space, and start the same command again",
+    r"readonly database|read-only": "make the file and its folder writable; it may also have been "
+    "deleted or replaced while it was in use",
+    r"no such table": "the file was replaced, or its tables were dropped: restore a copy",
+    r"not a database|malformed": "the file is damaged, or none of SQLite: restore a copy, or try "
+    "sqlite3 FILE .recover",
+    r"unable to open": "the file was deleted or moved, or permission to it or its folder is denied",
+}
 #: Characters of a driver's message that are shown.
 _LONGEST_MESSAGE = 400
 #: Lock conflicts between workers are frequent: they are logged when they last so many seconds.
@@ -83,13 +101,27 @@ def _driver_kind(error: exc.DBAPIError) -> Transient | None:
 
 
 def describe_error(error: BaseException, url: str) -> str:
-    """Return a driver's message in one line, without the password of ``url``."""
+    """Return a driver's message and a fix in one line, without the password of ``url``."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     details = getattr(error, "details", None)  # of a gRPC call
     message = str(getattr(error, "orig", None) or (details() if callable(details) else error))
     one_line = " ".join(message.split()) or type(error).__name__
-    return mask_password_in(one_line, url)[:_LONGEST_MESSAGE]
+    shown = mask_password_in(one_line, url)[:_LONGEST_MESSAGE]
+    fix = next((fix for words, fix in _FIXES.items() if re.search(words, shown)), None)
+    return f"{shown} ({fix})" if fix else shown
+
+
+def failed_call(error: Exception, url: str) -> Exception:
+    """Return an error with the driver's own reason, in place of Optuna's and the driver's.
+
+    Optuna's speaks of invalid data whatever the reason is. Other errors are returned as they are.
+    """
+    of_optuna = isinstance(error, StorageInternalError) and error.__cause__ is not None
+    of_grpc = callable(getattr(error, "code", None)) and callable(getattr(error, "details", None))
+    if not (of_optuna or of_grpc or isinstance(error, exc.SQLAlchemyError)):
+        return error
+    return StorageInternalError(f"the storage {show_url(url)} failed: {describe_error(error, url)}")
 
 
 @dataclass
@@ -141,7 +173,7 @@ class RetryPolicy:
             before_pause(state)
             error = state.outcome.exception() if state.outcome else None
             raise StorageInternalError(
-                f"the storage {mask_password(self.url)} did not answer for "
+                f"the storage {show_url(self.url)} did not answer for "
                 f"{state.seconds_since_start or 0:.0f} s: "
                 f"{describe_error(error, self.url) if error else ''}"
             ) from None
@@ -164,7 +196,7 @@ class RetryPolicy:
             self._unavailable_since = time.monotonic() - waited
         _logger.warning(
             "the storage %s does not answer; retrying for up to %.0f s: %s",
-            mask_password(self.url),
+            show_url(self.url),
             self.seconds,
             message,
         )
@@ -176,4 +208,4 @@ class RetryPolicy:
             since, self._unavailable_since = self._unavailable_since, None
         if since is not None:
             away = time.monotonic() - since
-            _logger.info("the storage %s is back after %.1f s", mask_password(self.url), away)
+            _logger.info("the storage %s is back after %.1f s", show_url(self.url), away)

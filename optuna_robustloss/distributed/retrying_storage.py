@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.trial import TrialState
 from sqlalchemy import exc
 
-from optuna_robustloss.distributed.retry import RetryPolicy, Transient
+from optuna_robustloss.distributed.retry import RetryPolicy, Transient, failed_call
 from optuna_robustloss.distributed.trial_io import database_of, lock_trial
 
 
@@ -29,8 +29,9 @@ def _retried(name: str) -> Any:
 class RetryingStorage(BaseStorage):
     """An Optuna storage whose calls are retried through a ``RetryPolicy``.
 
-    Errors that are not transient are raised at once. A connection that breaks during COMMIT leaves
-    open whether the transaction was committed, so a retried call may meet its own result:
+    Errors that are not transient are raised at once, with the driver's own reason. A connection
+    that breaks during COMMIT leaves open whether the transaction was committed, so a retried call
+    may meet its own result:
 
     - ``create_new_trial`` may leave a RUNNING trial without a worker, or a second copy of an
       enqueued one; its lease never begins, and it is failed as stale.
@@ -52,8 +53,19 @@ class RetryingStorage(BaseStorage):
         self.policy = policy
 
     def retry(self, call: Callable[[], Any]) -> Any:
-        """Call a function of the storage inside until it succeeds or fails permanently."""
-        return self.policy.call(call, self._recover)
+        """Call a function of the storage inside until it succeeds or fails permanently.
+
+        Raises:
+            StorageInternalError: the storage failed, or did not answer for long; says why.
+
+        """
+        try:
+            return self.policy.call(call, self._recover)
+        except Exception as error:
+            failed = failed_call(error, self.policy.url)
+            if failed is error:
+                raise
+            raise failed from None
 
     def _recover(self, kind: Transient) -> None:
         """Drop the failed session, and the connections to a server that is unavailable."""

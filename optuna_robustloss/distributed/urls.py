@@ -1,4 +1,4 @@
-"""Storage URLs as messages may show them: without their passwords."""
+"""Storage URLs in messages: without their passwords, and in one line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ _QUERY_SECRET = re.compile(
 #: What stands around the password of ``user:password@``. SQLAlchemy renders only what it can parse;
 #: here a password may hold an unquoted ``@``, and slashes or colons of the URL may be missing.
 _LOGIN = re.compile(r"^((?:[^:/@]*:?//)?+[^:]*:)(.+)(@.*)$", re.DOTALL)
+#: Characters of a URL that a message shows.
+_LONGEST = 200
+_FORMS = (
+    "sqlite:///search.db, postgresql+psycopg://user:password@host/database, "
+    "mysql+pymysql://user:password@host/database, journal:search.log or grpc://host:port"
+)
 #: Shorter passwords are only replaced where they stand alone: they are parts of other words.
 _SHORT = 4
 
@@ -25,8 +31,30 @@ def mask_password(url: str) -> str:
     >>> mask_password("mysql://host/db?password=secret&x=1")
     'mysql://host/db?password=***&x=1'
     """
-    masked = url if url.startswith("sqlite:///") else _LOGIN.sub(rf"\1{_MASK}\3", url)
+    masked = url if _is_file(url) else _LOGIN.sub(rf"\1{_MASK}\3", url)
     return _QUERY_SECRET.sub(rf"\1{_MASK}", masked)
+
+
+def show_url(url: str) -> str:
+    """Return a URL in quotes as messages show it: with masked passwords, and cut in the middle."""
+    return f"'{shorten(mask_password(url))}'"
+
+
+def shorten(text: str) -> str:
+    """Return a text in one line: cut in the middle, and with escapes for what is not printable."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def cannot_open(url: str, why: str) -> ValueError:
+    """Return the error of a storage that cannot be opened."""
+    return ValueError(f"cannot open the storage {show_url(url)}: {mask_password_in(why, url)}")
+
+
+def malformed(url: str) -> ValueError:
+    """Return the error of what is no URL of a storage."""
+    return ValueError(f"{show_url(url)} is not a storage URL: use for example {_FORMS}")
 
 
 def has_password(url: str) -> bool:
@@ -62,6 +90,10 @@ def mask_password_in(text: str, url: str) -> str:
 
 
 def _passwords_of(url: str) -> list[str]:
-    login = None if url.startswith("sqlite:///") else _LOGIN.match(url)
+    login = None if _is_file(url) else _LOGIN.match(url)
     passwords = [match[2] for match in _QUERY_SECRET.finditer(url)]
     return [p for p in [login[2] if login else "", *passwords] if p]
+
+
+def _is_file(url: str) -> bool:
+    return url.lower().startswith(("sqlite:///", "journal:"))

@@ -18,6 +18,7 @@ from optuna_robustloss.distributed.lease import (
     LeaseMonitor,
     fail_stale_trials,
     fail_trial,
+    has_lease,
     heartbeat_of,
     lease_keeper,
     machine,
@@ -252,4 +253,4 @@ class _Worker:
 def _has_lease(trial: FrozenTrial) -> bool:
     """Return whether a running trial has a heartbeat, or was not begun by any worker."""
     begun = trial.params or trial.user_attrs.keys() - {START.key}
-    return heartbeat_of(trial) is not None or not begun
+    return has_lease(trial) or not begun

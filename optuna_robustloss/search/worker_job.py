@@ -38,7 +38,8 @@ class SearchJob:
     def run(self) -> None:
         """Work on the study in this process."""
         with warnings.catch_warnings(action="ignore"):  # shown by the parent
-            study = open_study(open_storage(self.storage), self.study_name, lease=self.lease)
+            storage = open_storage(self.storage, wait=True)
+            study = open_study(storage, self.study_name, lease=self.lease)
             spec = attach_spec(study, None)
         objective = NoisyLabelObjective(
             spec, device=self.device, root=self.root, download=self.download

@@ -1,5 +1,6 @@
 """Leases: which trials are stale, and heartbeats that no error stops."""
 
+import math
 import os
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_this_process_is_alive(clock):
 
 
 @linux
-def test_a_process_that_is_gone_is_noticed_at_once(clock):
+def test_a_process_that_has_ended_is_noticed_at_once(clock):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = lease._started(child.pid)
     trial = trial_with(Heartbeat(0.0, machine(), child.pid, started))
@@ -156,11 +157,42 @@ def test_where_start_times_are_unknown_the_number_decides(clock, monkeypatch):
     assert killed == [(os.getpid(), 0)]  # asks only, and never harms
 
 
-@pytest.mark.parametrize("value", [None, 0, [], [1.0, "m", 1], [1.0, "m", "1", 1], {"at": 1}])
-def test_a_damaged_sign_of_life_is_none(value):
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 0, [], "text", {"at": 1}, [1.0, "m", 1], [1.0, "m", "1", 1], [1.0, "m", 1, 1, 1]),
+        *([10**400, "m", 1, 1], [math.nan, "m", 1, 1], [math.inf, "m", 1, 1], [[1], "m", 1, 1]),
+        *([1.0, 5, 1, 1], [1.0, "m", 2**70, 1], [1.0, "m", 0, 1], [1.0, "m", -1, 1]),
+        *([1.0, "m", 1.5, 1], [1.0, "m", 1, 2**70], [1.0, "m", 1, -1], ["x" * 10**6] * 4),
+    ],
+)
+def test_a_damaged_heartbeat_is_a_lease_that_expires(clock, caplog, value):
+    """Also where it names this machine; one warning says which attribute of which trial it is."""
+    if isinstance(value, list) and value[1:2] == ["m"]:
+        value = [value[0], machine(), *value[2:]]
+    lease._warn_of_damage.cache_clear()
     (key,) = ELSEWHERE.attribute()
-    trial = trial_with(None, system_attrs={key: value})
+    trial = trial_with(None, 7, system_attrs={key: value})
     assert heartbeat_of(trial) is None
+    assert lease.has_lease(trial)
+    watch = LeaseMonitor(10.0, clock)
+    assert not watch.is_stale(trial)
+    assert not look_on(watch, clock, trial, 10.0)
+    assert look_on(watch, clock, trial, 10.1)
+    [message] = caplog.messages
+    assert message.startswith(f"trial 7: the system attribute '{key}' is no heartbeat")
+    assert len(message) < 400
+
+
+def test_a_trial_with_a_damaged_heartbeat_is_not_failed_as_one_without(tmp_path):
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/s.db", create=True))
+    trial_id = study._storage.create_new_trial(study._study_id)
+    (key,) = ELSEWHERE.attribute()
+    study._storage.set_trial_system_attr(trial_id, key, [0, "m", 2**70, 0])
+    lease.fail_orphaned_trials(study)
+    assert study.trials[0].state == TrialState.RUNNING
+    record_heartbeat(study._storage, trial_id)  # its worker repairs it
+    assert heartbeat_of(study.trials[0]).pid == os.getpid()
 
 
 class FaultyStorage(InMemoryStorage):
@@ -201,7 +233,7 @@ def test_a_heartbeat_is_rewritten(running):
     assert beats.holds(storage, trial_id)
 
 
-@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("boom"), MemoryError()])
+@pytest.mark.parametrize("error", [OSError("lost"), RuntimeError("boom"), MemoryError()])
 def test_a_heartbeat_survives_an_error_of_the_storage(running, error):
     storage, trial_id, _ = running
     storage.faults.append(error)
@@ -209,13 +241,13 @@ def test_a_heartbeat_survives_an_error_of_the_storage(running, error):
     wait_for_heartbeat(storage, trial_id)
 
 
-def test_a_heartbeat_lets_a_finished_trial_go(running):
+def test_a_finished_trial_gets_no_more_heartbeats(running):
     storage, trial_id, beats = running
     assert fail_trial(storage, trial_id)
     wait_until(lambda: not beats.holds(storage, trial_id))
 
 
-def test_a_released_trial_gets_no_more_beats(running):
+def test_a_released_trial_gets_no_more_heartbeats(running):
     storage, trial_id, beats = running
     other = storage.create_new_trial(0)
     beats.hold(storage, other)
@@ -236,7 +268,7 @@ def test_in_memory_no_heartbeat_is_needed():
     study = optuna.create_study(storage=storage)
     beats = LeaseKeeper(0.01)
     beats.hold(storage, storage.create_new_trial(study._study_id))
-    assert beats._thread is None
+    assert not beats._thread.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

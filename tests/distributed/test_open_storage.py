@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from support import postgres
 from support.waiting import LIMIT
 
+from optuna_robustloss.distributed import databases
 from optuna_robustloss.distributed import storage as storages
 from optuna_robustloss.distributed.retrying_storage import RetryingStorage
 from optuna_robustloss.distributed.storage import open_storage
@@ -222,7 +223,7 @@ def test_a_malformed_url(url):
 
 
 def test_a_password_does_not_show_in_the_storage(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "RDBStorage", lambda *_: InMemoryStorage())
+    monkeypatch.setattr(databases, "RDBStorage", lambda *_: InMemoryStorage())
     storage = open_storage(f"postgresql+psycopg://user:{SECRET}@host/db")
     assert SECRET not in repr(storage) + repr(storage.policy)
 
@@ -272,7 +273,7 @@ def test_a_worker_takes_few_connections_to_a_server(postgres_url):
 
 
 def test_the_urls_own_time_limits_have_precedence():
-    options = storages._engine_options("mysql+pymysql://u@h/d?read_timeout=5")
+    options = databases._engine_options("mysql+pymysql://u@h/d?read_timeout=5")
     assert "read_timeout" not in options["connect_args"]
     assert options["connect_args"]["connect_timeout"] == 10
     assert options["pool_pre_ping"] is True
@@ -280,13 +281,13 @@ def test_the_urls_own_time_limits_have_precedence():
 
 def test_an_sqlite_file_on_a_network_file_system_is_warned_of(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(storages, "network_file_system", lambda p, text: asked.append(p) or "nfs4")
+    monkeypatch.setattr(databases, "network_file_system", lambda p, text: asked.append(p) or "nfs4")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     with pytest.warns(UserWarning, match=r"network file system \(nfs4\).*use a database") as record:
         open_storage(f"sqlite:///{tmp_path}/link/s.db", create=True)
     assert record[0].filename == __file__
     assert asked == [(tmp_path / "s.db").resolve()]
-    monkeypatch.setattr(storages, "network_file_system", lambda *_: None)
+    monkeypatch.setattr(databases, "network_file_system", lambda *_: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_storage(f"sqlite:///{tmp_path}/s.db")

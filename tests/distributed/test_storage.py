@@ -9,7 +9,10 @@ from optuna_robustloss.distributed.storage import open_storage
     ("storage", "message"),
     [
         ("study.db", "is not a storage URL: use for example sqlite:///"),
-        ("sqlite:///no/such/folder/study.db", "cannot open the storage .*unable to open"),
+        (
+            "sqlite:///no/such/folder/study.db",
+            "cannot open the storage .*there is no folder '/",
+        ),
         (f"sqlite:///{__file__}", "cannot open the storage .*not a database"),
         ("oracel://user:secret@host/db", "is not a storage URL"),
         ("postgresql+pg8000://user:secret@host/db", "driver for .*pg8000.*is not installed"),
