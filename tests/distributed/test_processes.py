@@ -1,8 +1,9 @@
 """Workers in processes of their own: real ones, that share a study, are killed, and fail."""
 
+import multiprocessing
 import os
 import signal
-import time
+import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support.small import left_running, small_spec
+from support.jobs import FailJob, HoldJob, WarnJob
+from support.small import small_spec
 
 from optuna_robustloss.cli.console import set_up_process
 from optuna_robustloss.distributed import processes
-from optuna_robustloss.distributed.lease import Heartbeat, fail_orphaned_trials, heartbeat_of
+from optuna_robustloss.distributed.lease import fail_orphaned_trials, heartbeat_of
 from optuna_robustloss.distributed.processes import run_processes
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler.slots import slot_of
@@ -86,6 +88,7 @@ def test_two_processes_fill_every_slot_once_as_one_would(url):
         assert mean == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_replaced_by_the_others(url, caplog):
     """Its trial is drawn again at once, before its lease has run out."""
     spec = small_spec(generations=1, recipe={"epochs": 300}, stop_at_chance_after=None)
@@ -104,30 +107,50 @@ def test_a_worker_that_was_killed_is_replaced_by_the_others(url, caplog):
     assert caplog.text.count("was killed by SIGKILL: the others take its trials over") == 1
 
 
-@pytest.mark.slow
+def test_a_worker_that_was_killed_is_named_and_its_trial_failed(url, caplog):
+    study, killed = make(url), []
+
+    def kill():
+        if not killed and len(pids := running(study)) == 2:
+            killed.extend(list(pids.items())[:1])
+            os.kill(killed[0][1], signal.SIGKILL)
+        if "was killed by SIGKILL: the others take its trials over" in caplog.text:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_processes(study, [HoldJob(url)] * 2, on_poll=kill)
+    assert study.trials[killed[0][0]].state == TrialState.FAIL
+    assert set(states(study)) == {"FAIL"}
+    assert caplog.text.count("was killed by") == 1
+
+
 def test_when_all_were_killed_that_is_an_error(url):
-    study = make(url, ENDLESS)
+    study = make(url)
 
     def kill():
         for pid in filter(alive, set(running(study).values())):
             os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(ChildProcessError, match="all workers were killed"):
-        run_processes(study, jobs(url, 2, candidates=2), on_poll=kill)
+        run_processes(study, [HoldJob(url)] * 2, on_poll=kill)
     assert set(states(study)) == {"FAIL"}
 
 
-def test_what_goes_wrong_in_the_parent_stops_the_workers(url):
-    study, seen = make(url, ENDLESS), []
+def test_an_error_in_the_parent_stops_the_workers(url):
+    """No process and no thread is left that would keep the interpreter alive."""
+    study, seen = make(url), []
+    threads = {t for t in threading.enumerate() if not t.daemon}
 
     def fail():
-        seen.extend(set(running(study).values()))
-        if seen:
+        seen.extend(running(study).values())
+        if len(set(seen)) == 2:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_processes(study, jobs(url, 2, candidates=2), on_poll=fail)
+        run_processes(study, [HoldJob(url)] * 2, on_poll=fail)
     assert not any(alive(pid) for pid in seen)
+    assert multiprocessing.active_children() == []
+    assert {t for t in threading.enumerate() if not t.daemon} == threads
     assert set(states(study)) == {"FAIL"}
 
 
@@ -141,22 +164,16 @@ def test_a_trial_whose_worker_stopped_before_its_first_heartbeat_is_failed(url):
     assert found == {trial_id: "FAIL", foreign: "RUNNING"}
 
 
-def test_the_error_of_a_worker_is_raised_once_with_its_traceback(url, tmp_path, monkeypatch):
-    """All of them miss the data; one error is raised."""
-    monkeypatch.chdir(tmp_path)
-    spec = small_spec(datasets=["mnist"], architectures=["mlp2"])
-    study = make(url, spec)
-    with pytest.raises((OSError, ValueError), match="mnist") as caught:
-        run_processes(study, jobs(url, 3, root=tmp_path / "nothing"))
+def test_the_error_of_a_worker_is_raised_once_with_its_traceback(url):
+    study = make(url)
+    with pytest.raises(ValueError, match="nothing can be done with sqlite:") as caught:
+        run_processes(study, [HoldJob(url), FailJob(url), FailJob(url)])
     assert "In the worker:\nTraceback" in caught.value.__notes__[0]
-    assert study.trials == []
+    assert set(states(study)) <= {"FAIL"}
 
 
 def test_warnings_of_several_workers_are_shown_once(url, caplog):
-    """Of a trial that says it runs on another host, which SQLite is not for."""
-    study = make(url)
-    left_running(study, Heartbeat(time.time(), "another-host", 1, 1), [("worker", "far:1")])
-    run_processes(study, jobs(url, 2, n_trials=1, candidates=1))
-    assert caplog.text.count("UserWarning: trial 0 runs on another host, far:1") == 1
+    run_processes(make(url), [WarnJob(url)] * 2)
+    assert caplog.text.count("UserWarning: all of us see this") == 1
     assert "worker " in caplog.text
-    assert "processes.py" not in caplog.messages[0]
+    assert "jobs.py" not in caplog.messages[0]

@@ -171,7 +171,9 @@ def test_a_wrong_url_is_one_message_without_the_password(server, wrong):
     else:
         url += "-not"
     cli = "import sys; from optuna_robustloss.cli.app import main; sys.argv[0] = 'x'; main()"
-    argv = [sys.executable, "-c", cli, "work", "--storage", url, "--study-name", "s"]
+    # A worker waits for a server that does not answer.
+    command = ["status", "s"] if wrong == "port" else ["work", "--study-name", "s"]
+    argv = [sys.executable, "-c", cli, *command, "--storage", url]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 2
     assert server.password[4:16] not in done.stdout + done.stderr
