@@ -70,6 +70,8 @@ def open_database(url: str, *, create: bool, patience: float, wait: bool) -> Bas
     shown, kind = url, transient_kind
     parts = split_sqlite_url(url)
     path = None
+    if url.startswith("sqlite") and parts is None and not is_in_memory(url):
+        raise malformed(url)
     if parts is not None and not is_in_memory(url) and not parts[1].startswith("file:"):
         path = Path(os.path.expanduser(parts[1]))
         check_file(url, path, create=create)

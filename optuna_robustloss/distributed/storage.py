@@ -102,7 +102,7 @@ def _open_redis(url: str) -> JournalStorage:
 
 
 def _open_grpc(url: str, *, patience: float, wait: bool) -> BaseStorage:
-    match = re.fullmatch(r"grpc://(\[[^]]+]|[^][/:@?\s]+)(?::(\d{1,5}))?/?", url)
+    match = re.fullmatch(r"grpc://(\[[\da-fA-F:.]+]|\w[\w.-]*)(?::(\d{1,5}))?/?", url)
     if match is None or not 0 < int(match[2] or _GRPC_PORT) < 2**16:
         raise ValueError(
             f"{show_url(url)} is not the URL of a gRPC proxy: use grpc://host:port, with a port "

@@ -61,7 +61,7 @@ def test_a_grpc_proxy_may_be_restarted(tmp_path, log):
     restart.join()
     servers[1].stop(None).wait()
     storage.policy.seconds = 0.2
-    with pytest.raises(StorageInternalError, match=rf"grpc://localhost:{port} did not answer"):
+    with pytest.raises(StorageInternalError, match=rf"grpc://localhost:{port}' did not answer"):
         storage.get_all_studies()
     servers.append(start())
     storage.policy.seconds = 30

@@ -221,7 +221,7 @@ def test_a_file_that_stays_locked_is_named(storage, tmp_path, levels, monkeypatc
     storage.policy.seconds = 0.5
     with sqlite3.connect(tmp_path / "s.db") as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StorageInternalError, match=r"s\.db did not answer .* locked"):
+        with pytest.raises(StorageInternalError, match=r"s\.db' did not answer .* locked"):
             storage.get_all_studies()
         other.rollback()
     other.close()
