@@ -37,8 +37,8 @@ _OF_TASKS = ("elr",)
 
 def _phased(name: str, num_classes: int) -> tuple[PhasedLoss, float] | None:
     """Read ``NAME@LR``: a loss in two phases, and the cumulative learning rate of its switch."""
-    base, at, switch = name.partition("@")
-    if not at or base in ("mae", "mse"):
+    base, at, switch = name.rpartition("@")
+    if not at or base in ("mae", "mse") or ".json" in switch:  # an @ in a path
         return None
     loss = make_loss(base, num_classes)
     if not isinstance(loss, PhasedLoss) or loss.switch == "adaptive":

@@ -143,6 +143,7 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
 
 
+_LARGEST = torch.finfo(torch.float32).max
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: ``nn.CrossEntropyLoss`` takes uint8 and int64.
 _INTEGERS = (
@@ -292,16 +293,16 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def check_factors(**factors: float) -> None:
-    """Raise ``ValueError`` unless each is a finite number ≥ 0."""
+    """Raise ``ValueError`` unless each is a number ≥ 0 that fits into float32."""
     for name, factor in factors.items():
-        if not (math.isfinite(factor) and factor >= 0):
+        if not 0 <= factor <= _LARGEST:
             raise ValueError(f"{name} must be a number ≥ 0, got {factor}")
 
 
 def check_positive(**values: float) -> None:
-    """Raise ``ValueError`` unless each is a finite number > 0."""
+    """Raise ``ValueError`` unless each is a number > 0 that fits into float32."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value <= _LARGEST:
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 

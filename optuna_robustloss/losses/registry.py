@@ -9,6 +9,8 @@ from functools import partial
 from torch import nn
 
 from . import published
+from .base import check_positive
+from .json_files import show_value
 from .phased import PhasedLoss
 from .scaled import ScaledLoss
 from .serialization import load_loss
@@ -62,11 +64,15 @@ _PHASED: dict[str, Callable[[int], nn.Module]] = {
 _WITH_ETA = {"mae": MAE_THETA, "mse": MSE_THETA}
 
 
-def _number(text: str, name: str) -> float:
+def _positive(text: str, kind: str, name: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ValueError(f"{text!r} in the loss {name!r} is not a number") from None
+        raise ValueError(
+            f"{show_value(text)} in the loss {show_value(name)} is not a number"
+        ) from None
+    check_positive(**{kind: value})
+    return value
 
 
 def list_methods() -> list[str]:
@@ -102,9 +108,13 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
     0.2
 
     """
-    if "*" in name and not name.endswith(".json"):
-        base, _, scale = name.rpartition("*")
-        return ScaledLoss(make_loss(base, num_classes), _number(scale, name))
+    scale = 1.0
+    base = name
+    while "*" in base and not base.endswith(".json"):
+        base, _, factor = base.rpartition("*")
+        scale *= _positive(factor, "scale", name)
+    if base != name:
+        return ScaledLoss(make_loss(base, num_classes), scale)
     if num_classes >= 100 and name in _FROM_100_CLASSES:
         return _FROM_100_CLASSES[name]()
     if name in _PUBLISHED:
@@ -113,13 +123,13 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
         return _PHASED[name](num_classes)
     member, at, eta = name.partition("@")
     if at and member in _WITH_ETA:
-        return TaylorLoss(_WITH_ETA[member], num_classes, eta=_number(eta, name))
+        return TaylorLoss(_WITH_ETA[member], num_classes, eta=_positive(eta, "eta", name))
     if name.endswith(".json") or name in list_losses():
         return load_loss(name, num_classes)
     known = [*list_methods(), "mae@ETA", "mse@ETA", *list_losses()]
-    close = get_close_matches(name, known, n=1)
+    close = get_close_matches(name[:100], known, n=1)
     raise ValueError(
-        f"unknown loss {name!r}"
+        f"unknown loss {show_value(name)}"
         + (f", did you mean {close[0]!r}?" if close else "")
         + f" Known: {', '.join(known)}, the path of a .json file, each with *SCALE if wanted"
     )

@@ -9,17 +9,18 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from . import published
 from .base import TASK_OPTIONS
+from .json_files import parse_json, read_text, show_value
 from .phased import PhasedLoss
 from .scaled import ScaledLoss
 from .taylor.loss import TaylorLoss
@@ -42,6 +43,8 @@ CLASSES: dict[str, type[nn.Module]] = {
     )
     if kind not in _OF_ONE_TRAINING_SET
 }
+#: Losses inside losses.
+_DEEPEST = 10
 _DEPRECATED = ("size_average", "reduce")  # by PyTorch; no attributes
 
 
@@ -112,27 +115,27 @@ def load_loss(name: str | Path, num_classes: int | None = None, **options: Any) 
 
     """
     if isinstance(name, Path) or name.endswith(".json"):
-        try:
-            text = Path(name).read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no loss file {name}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not a JSON file, or is damaged: {error}") from None
+        text = read_text(name)
     elif name in list_losses():
         text = read_loss_text(name)
     else:
-        close = get_close_matches(name, list_losses(), n=1)
+        close = get_close_matches(name[:100], list_losses(), n=1)
         raise ValueError(
-            f"there is no loss {name!r}"
+            f"there is no loss {show_value(name)}"
             + (f", did you mean {close[0]!r}?" if close else "")
             + f" The shipped losses are: {', '.join(list_losses()) or 'none yet'}; the path of a "
             "file must end in .json"
         )
-    description = _parse_file(text, str(name))
+    where = show_value(str(name))[1:-1]
+    description = _parse_file(text, where)
     provenance = description.pop("provenance", {})
+    try:
+        json.dumps(provenance, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{where}: provenance holds a number that is not finite") from None
     if not isinstance(provenance, dict):
-        raise ValueError(f"{name}: provenance must be an object, got {provenance!r}")
-    loss = build_loss(description, str(name), num_classes=num_classes, **options)
+        raise ValueError(f"{where}: provenance must be an object, got {show_value(provenance)}")
+    loss = build_loss(description, where, num_classes=num_classes, **options)
     loss.provenance = provenance  # type: ignore[assignment]
     return loss
 
@@ -155,7 +158,7 @@ def describe_loss(loss: nn.Module) -> dict[str, Any]:
         value = getattr(loss, argument)
         if not _fits(value, kind):
             raise ValueError(
-                f"Cannot save {name}: {argument} must be {_spell(kind)}, got {value!r}"
+                f"Cannot save {name}: {argument} must be {_spell(kind)}, got {show_value(value)}"
             )
         if isinstance(value, nn.Module):
             value = describe_loss(value)
@@ -166,7 +169,12 @@ def describe_loss(loss: nn.Module) -> dict[str, Any]:
 
 
 def build_loss(
-    description: object, where: str, *, num_classes: int | None = None, **options: Any
+    description: object,
+    where: str,
+    *,
+    num_classes: int | None = None,
+    _depth: int = 1,
+    **options: Any,
 ) -> nn.Module:
     """Return the loss of a description made by ``describe_loss``.
 
@@ -182,19 +190,22 @@ def build_loss(
     """
     if not isinstance(description, dict) or not isinstance(description.get("class"), str):
         raise ValueError(f"{where} is not a loss: its class is missing")
+    if _depth > _DEEPEST:
+        raise ValueError(f"{where[:200]} … is nested too deeply: at most {_DEEPEST} losses")
     values = dict(description)
     name = values.pop("class")
     if name not in CLASSES:
         raise ValueError(
-            f"{where} has the unknown class {name!r}; known: {', '.join(CLASSES)}. A file of a "
-            "later version needs a later optuna-robustloss"
+            f"{where} has the unknown class {show_value(name)}; known: {', '.join(CLASSES)}. A "
+            "file of a later version needs a later optuna-robustloss"
         )
     if name == "TaylorLoss":
         values.pop("canonical", None)
     arguments = _arguments(CLASSES[name])
     if unknown := values.keys() - arguments.keys():
         raise ValueError(
-            f"{where}: {name} has no argument {min(unknown)!r}; it has: {', '.join(arguments)}"
+            f"{where}: {name} has no argument {show_value(min(unknown))}; it has: "
+            f"{', '.join(arguments)}"
         )
     if unknown := options.keys() - arguments.keys() - set(TASK_OPTIONS):
         raise ValueError(
@@ -205,37 +216,41 @@ def build_loss(
     for argument, value in values.items():
         if arguments[argument] is nn.Module:
             inner = f"{where}, {argument}"
-            values[argument] = build_loss(value, inner, num_classes=num_classes, **task)
+            values[argument] = build_loss(
+                value, inner, num_classes=num_classes, _depth=_depth + 1, **task
+            )
         elif not _fits(value, arguments[argument]):
             raise ValueError(
                 f"{where}: {argument} of {name} must be {_spell(arguments[argument])}, "
-                f"got {value!r}"
+                f"got {show_value(value)}"
             )
     if num_classes is not None and "num_classes" in arguments:
         values["num_classes"] = num_classes
+    if not 0 <= values.get("label_smoothing", 0.0) <= 1:  # PyTorch says so at the first batch
+        raise ValueError(
+            f"{where}: label_smoothing must be in [0, 1], got {values['label_smoothing']}"
+        )
     values |= {option: options[option] for option in options.keys() & arguments.keys()}
     if nn.Module not in arguments.values():  # otherwise its parts have the task's options
         values |= task
     try:
         return CLASSES[name](**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where}: {reason[:400]}") from None
 
 
 def _parse_file(text: str, where: str) -> dict[str, Any]:
     """Return the description in the text of a file, its provenance included."""
-    try:
-        stored = json.loads(text)
-    except ValueError as error:  # not JSON, or an integer of thousands of digits
-        raise ValueError(f"{where} is not a JSON file, or is damaged: {error}") from None
+    stored = parse_json(text, where)
     kind = stored.pop("format", None) if isinstance(stored, dict) else None
     if kind != FORMAT:
         raise ValueError(f'{where} is not a loss file: it lacks "format": "{FORMAT}"')
     version = stored.pop("version", None)
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ValueError(
-            f"{where} has version {version!r} of the loss format, this package reads version "
-            f"{VERSION}: update optuna-robustloss"
+            f"{where} has version {show_value(version)} of the loss format, this package reads "
+            f"version {VERSION}: update optuna-robustloss"
         )
     found: dict[str, Any] = stored
     return found
@@ -249,7 +264,7 @@ def _arguments(kind: type[nn.Module]) -> dict[str, Any]:
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of an argument's type; numbers are finite, tensors fit no type."""
+    """Whether a value is of an argument's type; numbers fit into float32, tensors fit no type."""
     if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, choice) for choice in get_args(kind))
     if get_origin(kind) is Literal:
@@ -258,7 +273,7 @@ def _fits(value: object, kind: Any) -> bool:
         (inner,) = get_args(kind)
         return isinstance(value, list | tuple) and all(_fits(item, inner) for item in value)
     if kind is float:
-        finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        finite = isinstance(value, int | float) and abs(value) <= torch.finfo(torch.float32).max
         return finite and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)

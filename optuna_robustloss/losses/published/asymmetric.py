@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from ..base import ClassificationLoss, TaskOptions, check_positive, expectation
 from .normalized import ActivePassiveLoss
+
+
+def _check(a: float, q: float) -> None:
+    check_positive(a=a, q=q)
+    if q * math.log(a + 1) > math.log(torch.finfo(torch.float32).max):
+        raise ValueError(f"(a + 1)^q must fit into float32, got a = {a:g} and q = {q:g}")
 
 
 def asymmetric_gce(logits: Tensor, target: Tensor, a: float, q: float) -> Tensor:
@@ -31,7 +39,7 @@ class AGCELoss(ClassificationLoss):
 
     def __init__(self, a: float = 0.6, q: float = 0.6, **task: Unpack[TaskOptions]) -> None:
         super().__init__(**task)
-        check_positive(a=a, q=q)
+        _check(a, q)
         self.a, self.q = a, q
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -63,7 +71,7 @@ class NCEandAGCELoss(ActivePassiveLoss):
         **task: Unpack[TaskOptions],
     ) -> None:
         super().__init__(alpha, beta, **task)
-        check_positive(a=a, q=q)
+        _check(a, q)
         self.a, self.q = a, q
 
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
+from typing import Literal, Unpack
 
 from torch import Tensor
 
@@ -69,8 +69,19 @@ class SCELoss(ClassificationLoss):
     """Symmetric cross-entropy α·CE + β·RCE: Wang et al. (ICCV 2019), Eq. 7.
 
     The reverse term −Σ ŷ_i log y_i, with log 0 set to A, is −A(1 − ŷ_t) for class indices.
-    Defaults are the published ones for CIFAR-10; CIFAR-100: α = 6, β = .1. Raises ``ValueError``
-    for weights below zero or A ≥ 0.
+
+    Args:
+        alpha: weight α ≥ 0 of CE. The authors' code has .1 for CIFAR-10, .01 for MNIST and 6 for
+            CIFAR-100.
+        beta: weight β ≥ 0 of RCE: 1, 1 and .1.
+        A: log 0, below zero. Their code (``loss.py`` of
+            YisenWang/symmetric_cross_entropy_for_noisy_labels) clips labels at 10⁻⁴, which is
+            ``"code"``: A = log 10⁻⁴ ≈ −9.21. The default −4 makes the reverse term .43 times as
+            large.
+        task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
+
+    Raises:
+        ValueError: a weight or A is out of its domain.
 
     >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
@@ -83,10 +94,11 @@ class SCELoss(ClassificationLoss):
         self,
         alpha: float = 0.1,
         beta: float = 1.0,
-        A: float = -4.0,
+        A: float | Literal["code"] = -4.0,
         **task: Unpack[TaskOptions],
     ) -> None:
         super().__init__(**task)
+        A = math.log(1e-4) if A == "code" else A
         if not (math.isfinite(alpha + beta + A) and alpha >= 0 and beta >= 0 and A < 0):
             raise ValueError(f"need alpha, beta ≥ 0 and A < 0, got {alpha=}, {beta=}, {A=}")
         self.alpha, self.beta, self.A = alpha, beta, A

@@ -6,7 +6,6 @@ Classification Tasks".
 
 from __future__ import annotations
 
-import math
 from typing import Any, Unpack
 
 import torch
@@ -138,7 +137,7 @@ class TaylorLoss(ClassificationLoss):
 
     Args:
         theta: ``(12,)`` θ0 … θ11, finite.
-        num_classes: C ≥ 2; Eq. 5 depends on it.
+        num_classes: C from 2 to 1 000 000; Eq. 5 depends on it.
         eta: range of the normalised loss, > 0. For SGD, eta × learning rate is what counts.
             ``None`` leaves Eq. 4 as it is.
         cross_entropy_weight: α ≥ 0 of a term α · cross-entropy, outside Eq. 5.
@@ -174,7 +173,7 @@ class TaylorLoss(ClassificationLoss):
         super().__init__(**task)
         weight = self.weight
         check_variable(variable)
-        if eta is not None and not (math.isfinite(eta) and eta > 0):
+        if eta is not None and not 0 < eta <= torch.finfo(torch.float32).max:
             raise ValueError(f"eta must be a positive number or None, got {eta}")
         check_factors(cross_entropy_weight=cross_entropy_weight)
         if weight is not None and weight.shape != (num_classes,):
@@ -191,6 +190,10 @@ class TaylorLoss(ClassificationLoss):
                 )
             coefficients *= eta / (f_max - f_min)
             coefficients[0, 0] -= eta * f_min / (f_max - f_min)
+        if not coefficients.abs().max() <= torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"theta {values.tolist()} with eta = {eta} has coefficients beyond float32"
+            )
         dtype = torch.get_default_dtype()
         if isinstance(theta, Tensor) and theta.dtype == torch.float64:
             dtype = torch.float64

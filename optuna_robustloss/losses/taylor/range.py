@@ -22,6 +22,8 @@ from .polynomial import (
     hard_polynomials,
 )
 
+#: Most classes of a Taylor loss.
+MAX_CLASSES = 1_000_000
 _ROWS = 512  # rows of the (min, +) table held in memory at a time
 
 
@@ -75,14 +77,14 @@ def loss_range(
 
     Args:
         theta: ``(12,)``, finite.
-        num_classes: C ≥ 2.
+        num_classes: C from 2 to 1 000 000.
         variable: what the polynomial is written in.
 
     Returns:
         ``(f_min, f_max)``.
 
     Raises:
-        ValueError: ``theta`` is not 12 finite numbers, or ``num_classes`` < 2.
+        ValueError: ``theta`` is not 12 finite numbers, or ``num_classes`` is out of range.
 
     >>> f_min, f_max = loss_range([0.5, 0.5, 0, 0, 0, 0, -2, 0, 0, 0, 0, 0], 10)  # MAE
     >>> round(f_max - f_min, 6)  # (1/C) of Σ|ŷ − y|, which reaches 2
@@ -95,8 +97,12 @@ def loss_range(
         raise ValueError(f"loss_range takes one theta (12,), got shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"theta must be finite, got {values.tolist()}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"num_classes must be at least 2, got {num_classes}"
+            if num_classes < 2
+            else f"num_classes must be at most {MAX_CLASSES}, got {num_classes}"
+        )
     p0, label_delta = hard_polynomials(expand(values))
     cells = 16384 if num_classes == 2 else 1024 if num_classes <= 1000 else 4096
     v = _written_in(torch.linspace(0, 1, cells + 1, dtype=torch.float64), variable)

@@ -71,6 +71,15 @@ def test_sce_is_cross_entropy_both_ways(batch, alpha, beta, A):
     torch.testing.assert_close(loss(logits, soft), expected)
 
 
+def test_log_zero_of_the_authors_code_is_one_option_away(batch):
+    """Their code clips one-hot labels at 10⁻⁴; ours sets log 0 to −4 by default."""
+    logits, target, p, y, _ = batch
+    assert SCELoss().A == -4
+    reverse = -(p * y.clamp(1e-4, 1).log()).sum(-1)
+    loss = SCELoss(0.0, 1.0, "code", reduction="none")
+    torch.testing.assert_close(loss(logits, target), reverse)
+
+
 # --- Arguments ---
 
 
