@@ -7,6 +7,7 @@ import pytest
 
 from optuna_robustloss.benchmark.methods import check_method
 from optuna_robustloss.benchmark.spec import BenchmarkSpec
+from optuna_robustloss.losses import MSE_THETA, TaylorLoss, save_loss
 from optuna_robustloss.search.spec import StudySpec
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -135,3 +136,6 @@ def test_methods_may_be_files_and_scaled_losses(tmp_path):
     check_method("mae@10")
     with pytest.raises(FileNotFoundError, match="there is no loss file"):
         check_method(str(tmp_path / "mine.json"))
+    save_loss(TaylorLoss(MSE_THETA, 10), tmp_path / "me@home.json")
+    check_method(str(tmp_path / "me@home.json"))
+    check_method(f"{tmp_path / 'me@home.json'}*0.2")

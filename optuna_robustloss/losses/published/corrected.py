@@ -13,11 +13,10 @@ from ..base import (
     TaskOptions,
     at_label,
     check_reduction,
-    class_last,
     cross_entropy,
     expectation,
-    full_precision,
 )
+from ..layout import class_last, full_precision
 
 
 class BootstrapLoss(ClassificationLoss):

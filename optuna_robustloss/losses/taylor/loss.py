@@ -15,16 +15,14 @@ from ..base import (
     ClassificationLoss,
     Reduction,
     TaskOptions,
-    check_dtypes,
     check_factors,
     check_reduction,
-    class_last,
     cross_entropy,
     expectation,
-    full_precision,
     reduce_samples,
 )
 from ..closed_form import ClosedForm, TaylorForm
+from ..layout import check_dtypes, class_last, full_precision
 from .autograd import hard_taylor
 from .gradient import soft_taylor, softmax
 from .polynomial import (
