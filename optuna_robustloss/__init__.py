@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from optuna_robustloss.distributed.storage import open_storage
     from optuna_robustloss.losses import (
         AGCELoss,
+        AMSELoss,
         ANLCELoss,
         BootstrapLoss,
         ELRLoss,
         EpsilonSoftmaxLoss,
         ForwardCorrectionLoss,
         GCELoss,
+        JALCELoss,
         LabelSmoothingLoss,
         MAELoss,
         NCEandAGCELoss,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGCELoss",
+    "AMSELoss",
     "ANLCELoss",
     "BootstrapLoss",
     "ELRLoss",
@@ -58,6 +61,7 @@ __all__ = [
     "ForwardCorrectionLoss",
     "GCELoss",
     "GenerationalCmaEsSampler",
+    "JALCELoss",
     "LabelSmoothingLoss",
     "MAELoss",
     "NCELoss",

@@ -32,6 +32,7 @@ _PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "agce": published.AGCELoss,
     "nce+agce": published.NCEandAGCELoss,
     "anl-ce": published.ANLCELoss,
+    "jal-ce": published.JALCELoss,
     "eps-softmax": published.EpsilonSoftmaxLoss,
 }
 #: Settings published for CIFAR-100, where they differ.
@@ -41,6 +42,7 @@ _FROM_100_CLASSES: dict[str, Callable[[], nn.Module]] = {
     "nce+mae": partial(published.NCEandMAELoss, alpha=10.0, beta=1.0),
     "nce+agce": partial(published.NCEandAGCELoss, alpha=10.0, beta=0.1, a=1.8, q=3.0),
     "anl-ce": partial(published.ANLCELoss, alpha=10.0, beta=1.0, l1=5e-7),
+    "jal-ce": partial(published.JALCELoss, alpha=5.0, a=20.0, l1=5e-6),
     "eps-softmax": partial(published.EpsilonSoftmaxLoss, alpha=0.03, beta=1.0, m=1e4),
 }
 #: As Taylor losses, whose gradients have a closed form: CE is α with a polynomial of zeros, MAE
@@ -95,9 +97,9 @@ def make_loss(name: str, num_classes: int) -> nn.Module:
         num_classes: C of the task. From 100 on, the settings are those for CIFAR-100.
 
     The published settings are the defaults of the classes, which say those for CIFAR-100.
-    ``anl-ce`` needs its L1 term from the training loop: see ``ANLCELoss``. ``sce-then-confirm`` is
-    SCE, which from 8 % to 12 % of the steps changes into ½(1 − ŷ_t²); ``ce-then-mae`` is ½ CE,
-    which from 4 % to 8 % of the steps changes into MAE with η = .2.
+    ``anl-ce`` and ``jal-ce`` need an L1 term from the training loop: see ``ANLCELoss``.
+    ``sce-then-confirm`` is SCE, which from 8 % to 12 % of the steps changes into ½(1 − ŷ_t²);
+    ``ce-then-mae`` is ½ CE, which from 4 % to 8 % of the steps changes into MAE with η = .2.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), or a scale or η that is not

@@ -224,8 +224,8 @@ def build_loss(
                 f"{where}: {argument} of {name} must be {_spell(arguments[argument])}, "
                 f"got {show_value(value)}"
             )
-        elif _fits(0.5, arguments[argument]) or _fits([0.5], arguments[argument]):
-            values[argument] = _float_if_large(value)
+        elif type(value) is int and _fits(0.5, arguments[argument]):
+            values[argument] = float(value) if abs(value) > 2**53 else value  # as tensors need
     if num_classes is not None and "num_classes" in arguments:
         values["num_classes"] = num_classes
     if not 0 <= values.get("label_smoothing", 0.0) <= 1:  # PyTorch says so at the first batch
@@ -280,13 +280,6 @@ def _fits(value: object, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return kind is not Tensor and isinstance(value, kind)
-
-
-def _float_if_large(value: Any) -> Any:
-    """Return integers that PyTorch cannot multiply by as floats."""
-    if isinstance(value, list):
-        return [_float_if_large(item) for item in value]
-    return float(value) if type(value) is int and abs(value) > 2**53 else value
 
 
 def _spell(kind: Any) -> str:

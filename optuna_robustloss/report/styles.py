@@ -22,6 +22,7 @@ _DISPLAY = {
     "agce": "AGCE",
     "nce+agce": "NCE + AGCE",
     "anl-ce": "ANL-CE",
+    "jal-ce": "JAL-CE",
     "eps-softmax": "ε-softmax + MAE",
     "elr": "ELR",
     "jocor": "JoCoR",

@@ -7,12 +7,14 @@ from torch import nn
 from losses.reference import random_labels, random_logits, random_theta
 from optuna_robustloss.losses import (
     AGCELoss,
+    AMSELoss,
     ANLCELoss,
     BootstrapLoss,
     ELRLoss,
     EpsilonSoftmaxLoss,
     ForwardCorrectionLoss,
     GCELoss,
+    JALCELoss,
     LabelSmoothingLoss,
     MAELoss,
     NCEandAGCELoss,
@@ -53,6 +55,8 @@ WEIGHTED_BY_SAMPLE = {
     "AGCE": AGCELoss,
     "NCE+AGCE": NCEandAGCELoss,
     "ANL-CE": ANLCELoss,
+    "AMSE": AMSELoss,
+    "JAL-CE": JALCELoss,
     "ε-softmax": lambda **options: EpsilonSoftmaxLoss(alpha=0.5, m=3.0, **options),
     "ELR": elr,
 }

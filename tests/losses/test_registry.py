@@ -15,6 +15,7 @@ from optuna_robustloss.losses import (
     BootstrapLoss,
     EpsilonSoftmaxLoss,
     GCELoss,
+    JALCELoss,
     LabelSmoothingLoss,
     MAELoss,
     NCEandAGCELoss,
@@ -50,6 +51,7 @@ KINDS = {
     "agce": AGCELoss,
     "nce+agce": NCEandAGCELoss,
     "anl-ce": ANLCELoss,
+    "jal-ce": JALCELoss,
     "eps-softmax": EpsilonSoftmaxLoss,
 }
 
@@ -80,6 +82,7 @@ def test_published_settings_are_those_of_the_papers():
         ("agce", {"a": 0.6, "q": 0.6}),
         ("nce+agce", {"alpha": 10.0, "beta": 0.1, "a": 1.8, "q": 3.0}),
         ("anl-ce", {"alpha": 10.0, "beta": 1.0, "l1": 5e-7}),
+        ("jal-ce", {"alpha": 5.0, "beta": 1.0, "a": 20.0, "l1": 5e-6}),
         ("eps-softmax", {"alpha": 0.03, "beta": 1.0, "m": 1e4}),
     ],
 )

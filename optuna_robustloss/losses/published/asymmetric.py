@@ -30,7 +30,6 @@ class AGCELoss(ClassificationLoss):
     Defaults are those of the authors' code for CIFAR-10 and CIFAR-100. Probability targets weigh
     the classes' terms. Raises ``ValueError`` unless a > 0 and q > 0.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(AGCELoss()(logits, labels).item(), 3)
     0.182
@@ -55,7 +54,6 @@ class NCEandAGCELoss(ActivePassiveLoss):
     Defaults are those of the authors' code for CIFAR-10; CIFAR-100: α = 10, β = .1, a = 1.8,
     q = 3. Raises ``ValueError`` unless α, β ≥ 0, a > 0 and q > 0.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(NCEandAGCELoss()(logits, labels).item(), 3)
     2.288

@@ -34,7 +34,6 @@ class BootstrapLoss(ClassificationLoss):
     Raises:
         ValueError: β is not in [0, 1].
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(BootstrapLoss()(logits, labels).item(), 3)
     0.261
@@ -81,7 +80,6 @@ class LabelSmoothingLoss(nn.CrossEntropyLoss):
     Raises:
         ValueError: α is not in [0, 1], or an unknown reduction.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(LabelSmoothingLoss()(logits, labels).item(), 3)
     0.373
@@ -136,7 +134,6 @@ class ForwardCorrectionLoss(ClassificationLoss):
     Raises:
         ValueError: ``transition`` is not such a matrix; later, logits of another C.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(ForwardCorrectionLoss(0.8 * torch.eye(3) + 0.2 / 3)(logits, labels).item(), 3)
     0.362

@@ -34,8 +34,7 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
     ε = 1/(m + 1) away from one-hot in each class; MAE is Σ|ŷ − y| of the softmax itself.
 
     Defaults are those of the authors' code for CIFAR-10 with symmetric noise; asymmetric:
-    α = .02, m = 10³. For CIFAR-100 they depend on the noise rate: at symmetric 40 % α = .03,
-    β = 1, m = 10⁴.
+    α = .02, m = 10³. CIFAR-100 at symmetric 40 %: α = .03, β = 1, m = 10⁴.
 
     Args:
         alpha: weight of CE_ε, ≥ 0.
@@ -48,7 +47,6 @@ class EpsilonSoftmaxLoss(ClassificationLoss):
     Raises:
         ValueError: any of the above is out of its domain.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(EpsilonSoftmaxLoss()(logits, labels).item(), 3)
     2.13

@@ -43,7 +43,6 @@ class NCELoss(ClassificationLoss):
     labels' losses. Options are those of ``nn.CrossEntropyLoss``. Classes whose logits are −∞ do
     not enter the sum over j, here and in the losses below: the loss is that of the other classes.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(NCELoss()(logits, labels).item(), 3)
     0.051
@@ -65,10 +64,17 @@ class ActivePassiveLoss(ClassificationLoss):
 
     """
 
+    #: δ of δ‖w‖₁ over the network's parameters, which only the training loop can add.
+    l1 = 0.0
+
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, **task: Unpack[TaskOptions]) -> None:
         super().__init__(**task)
         check_factors(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
+
+    def regularizer(self, parameters: Iterable[Tensor]) -> Tensor:
+        """δ Σ|w| of losses with ``l1``, to be added: ``loss + criterion.regularizer(…)``."""
+        return self.l1 * sum((w.abs().sum() for w in parameters), torch.zeros(()))
 
     @abstractmethod
     def passive(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -90,7 +96,6 @@ class NCEandMAELoss(ActivePassiveLoss):
     The passive term is half of ``MAELoss``, as in the authors' code, which α and β belong to.
     Defaults are theirs for CIFAR-10; CIFAR-100: α = 10, β = 1.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(NCEandMAELoss()(logits, labels).item(), 3)
     0.264
@@ -111,7 +116,6 @@ class NCEandRCELoss(ActivePassiveLoss):
     Raises:
         ValueError: α or β is not a number ≥ 0, or A is not a number < 0.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(NCEandRCELoss()(logits, labels).item(), 3)
     2.013
@@ -141,10 +145,9 @@ class ANLCELoss(ActivePassiveLoss):
     The passive term is the normalised negative cross-entropy
     1 − (A + log ŷ_t) / Σ_j (A + log ŷ_j) with A = −log p_min and ŷ not below p_min.
 
-    Trained with δ‖w‖₁ over all parameters of the network (biases and normalisation layers, too)
-    in place of weight decay, which only the training loop can add: δ is the attribute ``l1``,
-    and ``regularizer`` the term. Defaults are those of the authors' code for CIFAR-10;
-    CIFAR-100: α = 10, β = 1, ``l1`` = 5·10⁻⁷.
+    Trained with δ‖w‖₁ over all parameters (biases and normalisation layers, too) in place of
+    weight decay, which only the training loop can add, by ``l1`` or ``regularizer``. Defaults are
+    those of the authors' code for CIFAR-10; CIFAR-100: α = 10, β = 1, ``l1`` = 5·10⁻⁷.
 
     Args:
         alpha: weight of the normalised cross-entropy, ≥ 0.
@@ -156,7 +159,6 @@ class ANLCELoss(ActivePassiveLoss):
     Raises:
         ValueError: any of the above is out of its domain.
 
-    >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     >>> round(ANLCELoss()(logits, labels).item(), 3)
     3.434
@@ -184,7 +186,3 @@ class ANLCELoss(ActivePassiveLoss):
         return normalized_negative_cross_entropy(logits, target, self.p_min)
 
     linear_part = ActivePassiveLoss.per_sample
-
-    def regularizer(self, parameters: Iterable[Tensor]) -> Tensor:
-        """δ Σ|w|, to be added to the loss: ``loss + criterion.regularizer(net.parameters())``."""
-        return self.l1 * sum((w.abs().sum() for w in parameters), torch.zeros(()))
