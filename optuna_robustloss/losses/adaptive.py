@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import class_last, full_precision
+from .layout import class_last, full_precision
 from .ranks import sum_over_ranks
 
 #: The averages count after this many of their lengths 1/(1 − averaging): 150 steps for .98.
