@@ -34,7 +34,7 @@ from optuna_robustloss import StudySpec
 from optuna_robustloss.attributes import START
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.objective import generation_of
-from optuna_robustloss.search.space import LossParameters
+from optuna_robustloss.search.parameters import LossParameters
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.tasks.prepare import Task, prepare_task
 from optuna_robustloss.training.population.backend import Backend

@@ -24,7 +24,7 @@ from optuna_robustloss.attributes import (
     worker_name,
 )
 from optuna_robustloss.sampler.slots import slot_of
-from optuna_robustloss.search.space import Parameters
+from optuna_robustloss.search.parameters import Parameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.seeds import derive_seed
 from optuna_robustloss.spec_files import stored_spec

@@ -23,7 +23,7 @@ from optuna_robustloss.search.objective import (
     NoisyLabelObjective,
     generation_of,
 )
-from optuna_robustloss.search.space import Parameters
+from optuna_robustloss.search.parameters import Parameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import attach_spec, read_generations, trials_done
 from optuna_robustloss.seeds import derive_seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from optuna.distributions import FloatDistribution
@@ -20,14 +20,18 @@ from optuna_robustloss.losses import (
     CONFIRM_THETA,
     MAE_THETA,
     MSE_THETA,
-    PhasedLoss,
-    TaylorLoss,
     canonical,
     canonical_names,
     from_canonical,
 )
 from optuna_robustloss.losses.phased import DEFAULT_WIDTH
 from optuna_robustloss.losses.taylor.polynomial import Variable
+from optuna_robustloss.search.parameters import (
+    AdaptiveParameters,
+    LossParameters,
+    Parameters,
+    PhasedParameters,
+)
 from optuna_robustloss.spec_files import StrictModel
 
 Start = Literal["mae", "mse", "sce", "confirm"]
@@ -40,6 +44,11 @@ DEFAULT_SIGMA = 0.5
 
 # Symmetric cross-entropy without its α · cross-entropy is MAE (Wang et al. 2019, Eq. 7).
 _START_THETA = {"mae": MAE_THETA, "mse": MSE_THETA, "sce": MAE_THETA, "confirm": CONFIRM_THETA}
+
+#: What ``phases`` has to be for the options that begin so.
+_PHASES_OF = {"late_": (2, "adaptive"), "switch": (2,), "adaptive_": ("adaptive",)}
+#: Parameters of an adaptive switch.
+_ADAPTIVE = ("after", "guard", "averaging", "width")
 
 
 def _check_range(value: NumberOrRange, least: str) -> NumberOrRange:
@@ -62,8 +71,10 @@ class SpaceOptions(StrictModel):
     A range in place of a number adds one log-uniform parameter.
     """
 
-    phases: Literal[1, 2] = 1
-    """1, or 2 for a loss that changes; all that begins with ``late_`` or ``switch`` needs 2."""
+    phases: Literal[1, 2, "adaptive"] = 1
+    """1, or 2 for a loss that changes; ``adaptive``: when, is read off the batches (PhasedLoss).
+    All that begins with ``late_`` needs one of the two, ``switch`` and ``switch_width`` 2,
+    ``adaptive_…`` the other."""
     eta: PositiveOrRange = 10.0
     """Range η of the loss (Eq. 5); of the early one, if there are two. At learning rate .01, ten
     separates losses within hundreds of steps; one or two would need five to ten times as many."""
@@ -90,15 +101,26 @@ class SpaceOptions(StrictModel):
     was tried, .08, at its centre."""
     switch_width: float = DEFAULT_WIDTH
     """Share of the steps that the change takes."""
+    adaptive_after: PositiveOrRange = (1.0, 4.0)
+    """Cumulative learning rate before which the change does not start."""
+    adaptive_guard: PositiveOrRange = (0.005, 0.08)
+    """Rise of agreement/confidence above its minimum at which it starts."""
+    adaptive_averaging: PositiveOrRange = 50.0
+    """Length of the moving averages in steps, > 1: 50 keeps .98 at each."""
+    adaptive_width: PositiveOrRange = 0.5
+    """Length of the change, as a multiple of ``adaptive_after``."""
 
     @model_validator(mode="after")
     def _check_phases(self) -> SpaceOptions:
-        late = [n for n in SpaceOptions.model_fields if n.startswith(("late_", "switch"))]
-        if self.phases == 1:
-            fields = SpaceOptions.model_fields
-            given = [name for name in late if getattr(self, name) != fields[name].default]
-            if given:
-                raise ValueError(f"{given[0]} is an option of phases: 2")
+        for prefix, allowed in _PHASES_OF.items():
+            for name, field in SpaceOptions.model_fields.items():
+                given = name.startswith(prefix) and getattr(self, name) != field.default
+                if given and self.phases not in allowed:
+                    choices = " or ".join(f"phases: {phases}" for phases in allowed)
+                    raise ValueError(f"{name} is an option of {choices}")
+        averaging = self.adaptive_averaging
+        if (averaging[0] if isinstance(averaging, tuple) else averaging) < 1:
+            raise ValueError(f"adaptive_averaging must be 1 step or more, got {averaging}")
         last = self.switch[1] if isinstance(self.switch, tuple) else self.switch
         if not (self.switch_width >= 0 and last + self.switch_width <= 1):
             raise ValueError(
@@ -114,48 +136,6 @@ class SpaceOptions(StrictModel):
                     "range, for example [0.003, 0.3]"
                 )
         return self
-
-
-@dataclass(frozen=True)
-class LossParameters:
-    """A Taylor loss before the number of classes is known: a point of the search space.
-
-    ``theta`` has twelve numbers, whatever the coordinates of the search.
-    """
-
-    theta: tuple[float, ...]
-    eta: float
-    cross_entropy_weight: float = 0.0
-    variable: Variable = "probability"
-
-    def build(self, num_classes: int, **options: Any) -> TaylorLoss:
-        """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
-        return TaylorLoss(num_classes=num_classes, **(asdict(self) | options))
-
-
-@dataclass(frozen=True)
-class PhasedParameters:
-    """A loss with two phases before the number of classes is known."""
-
-    early: LossParameters
-    late: LossParameters
-    switch: float
-    width: float
-
-    def build(
-        self, num_classes: int, *, total_steps: int | None = None, **options: Any
-    ) -> PhasedLoss:
-        """Return the loss for ``num_classes`` classes; ``options`` are ``TaylorLoss``'s."""
-        return PhasedLoss(
-            self.early.build(num_classes, **options),
-            self.late.build(num_classes, **options),
-            switch=self.switch,
-            width=self.width,
-            total_steps=total_steps,
-        )
-
-
-Parameters = LossParameters | PhasedParameters
 
 
 @dataclass(frozen=True)
@@ -185,6 +165,10 @@ class SearchSpace:
         space = {n: d for loss in self._losses() for n, d in loss.distributions.items()}
         if self.options.phases == 2 and isinstance(self.options.switch, tuple):
             space[self._switch] = FloatDistribution(*self.options.switch, log=True)
+        if self.options.phases == "adaptive":
+            for name, value in self._adaptive().items():
+                if isinstance(value, tuple):
+                    space[f"{self.prefix or ''}{name}"] = FloatDistribution(*value, log=True)
         return space
 
     @property
@@ -204,6 +188,12 @@ class SearchSpace:
         first, *rest = (loss.parameters(params) for loss in self._losses())
         if not rest:
             return first
+        if self.options.phases == "adaptive":
+            numbers = {
+                name: params[f"{self.prefix or ''}{name}"] if isinstance(value, tuple) else value
+                for name, value in self._adaptive().items()
+            }
+            return AdaptiveParameters(first, rest[0], **numbers)
         switch = self.options.switch
         share = params[self._switch] if isinstance(switch, tuple) else switch
         return PhasedParameters(first, rest[0], share, self.options.switch_width)
@@ -215,6 +205,9 @@ class SearchSpace:
     @property
     def _switch(self) -> str:
         return f"{self.prefix or ''}switch"
+
+    def _adaptive(self) -> dict[str, NumberOrRange]:
+        return {name: getattr(self.options, f"adaptive_{name}") for name in _ADAPTIVE}
 
     def _losses(self) -> Iterator[_LossSpace]:
         o = self.options

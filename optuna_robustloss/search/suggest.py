@@ -27,7 +27,7 @@ def suggest_taylor_loss(
     num_classes: int,
     *,
     prefix: str | None = None,
-    phases: Literal[1, 2] = 1,
+    phases: Literal[1, 2, "adaptive"] = 1,
     eta: NumberOrRange = 10.0,
     cross_entropy_weight: NumberOrRange = 0.0,
     variable: Variable = "probability",
@@ -39,10 +39,15 @@ def suggest_taylor_loss(
     late_start: Start = "confirm",
     switch: NumberOrRange = (0.02, 0.32),
     switch_width: float = DEFAULT_WIDTH,
+    adaptive_after: NumberOrRange = (1.0, 4.0),
+    adaptive_guard: NumberOrRange = (0.005, 0.08),
+    adaptive_averaging: NumberOrRange = 50.0,
+    adaptive_width: NumberOrRange = 0.5,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     weight: Tensor | None = None,
     total_steps: int | None = None,
+    lr: float | None = None,
 ) -> TaylorLoss | PhasedLoss:
     """Suggest a Taylor loss: twelve ``suggest_float`` calls and a module that takes logits.
 
@@ -58,7 +63,8 @@ def suggest_taylor_loss(
         trial: of any Optuna study.
         num_classes: C of the task.
         prefix: of the parameters' names; two losses in one trial need two prefixes.
-        phases: 1, or 2 for a loss that changes into another.
+        phases: 1, 2 for a loss that changes into another at ``switch``, or ``"adaptive"`` for one
+            that changes when the batches tell, with the parameters ``after`` and ``guard``.
         eta: range of the loss (Eq. 5). Here as in the other arguments with a default number, a
             pair (low, high) adds one log-uniform parameter.
         cross_entropy_weight: α of "normalised polynomial + α · cross-entropy"; number or pair.
@@ -72,10 +78,16 @@ def suggest_taylor_loss(
         late_start: ``start`` of the late loss.
         switch: share of the steps after which the change begins; number or pair.
         switch_width: share of the steps that the change takes.
+        adaptive_after: cumulative learning rate before which the change does not start; number or
+            pair, like the next three, which all need ``phases="adaptive"``.
+        adaptive_guard: rise of agreement/confidence above its minimum at which it starts.
+        adaptive_averaging: length of the moving averages in steps.
+        adaptive_width: length of the change, as a multiple of ``adaptive_after``.
         reduction: as in ``nn.CrossEntropyLoss``.
         ignore_index: as in ``nn.CrossEntropyLoss``.
         weight: ``(C,)``, as in ``nn.CrossEntropyLoss``.
         total_steps: optimiser steps of the training, with ``phases=2``.
+        lr: learning rate, with ``phases="adaptive"``; see ``PhasedLoss``.
 
     Raises:
         ValueError: an argument is out of its domain, or needs ``phases=2``.
@@ -105,4 +117,8 @@ def suggest_taylor_loss(
         of_loss["total_steps"] = total_steps
     elif total_steps is not None:
         raise ValueError("total_steps is an option of phases=2")
+    if phases == "adaptive":
+        of_loss["lr"] = lr
+    elif lr is not None:
+        raise ValueError('lr is an option of phases="adaptive"')
     return SearchSpace(chosen, prefix).suggest(trial).build(num_classes, **of_loss)

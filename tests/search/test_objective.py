@@ -12,7 +12,7 @@ from support.small import search_space, small_spec
 from optuna_robustloss.losses import MAE_THETA
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
 from optuna_robustloss.search.objective import NoisyLabelObjective
-from optuna_robustloss.search.space import LossParameters
+from optuna_robustloss.search.parameters import LossParameters
 
 pytestmark = pytest.mark.integration  # trains networks
 

@@ -25,8 +25,8 @@ from optuna_robustloss.losses import (
 from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.losses.serialization import describe_loss
 from optuna_robustloss.search.objective import NoisyLabelObjective
+from optuna_robustloss.search.parameters import LossParameters, PhasedParameters
 from optuna_robustloss.search.selection import choose_finalists, generation_means
-from optuna_robustloss.search.space import LossParameters, PhasedParameters
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import create_study
 from optuna_robustloss.search.suggest import suggest_taylor_loss
@@ -144,7 +144,7 @@ def test_parameters_survive_json():
 # --- Errors ---
 
 WRONG = [
-    ({"phases": 3}, "^phases: Input should be 1 or 2"),
+    ({"phases": 3}, "^phases: Input should be 1, 2 or .adaptive."),
     ({"phases": 2, "switch": (0.5, 0.1)}, "^switch: expected .* 0 < low < high"),
     ({"phases": 2, "switch": (0.1, 0.98)}, r"switch \+ switch_width ≤ 1 .*switch \(0.1, 0.98\)"),
     ({"phases": 2, "switch": -0.1}, "^switch: expected a number, 0 or more"),

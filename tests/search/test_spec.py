@@ -42,6 +42,12 @@ PROMISED = {
     "mixture": [
         f"mnist/mlp2/{noise}" for noise in (SYMMETRIC, "symmetric 40 %", ASYMMETRIC, "clean")
     ],
+    "general": [
+        f"{data}/{network}/{noise}"
+        for data in ("mnist", "kmnist")
+        for network in ("mlp2", "mlp3")
+        for noise in (SYMMETRIC, "symmetric 40 %", ASYMMETRIC, "clean")
+    ],
     "mixture_phased": [
         f"mnist/mlp2/{noise}" for noise in (SYMMETRIC, "symmetric 40 %", ASYMMETRIC, "clean")
     ],
@@ -157,11 +163,17 @@ CHANGES = {
     "late_start": "mae",
     "switch": 0.1,
     "switch_width": 0.1,
+    "adaptive_after": 2.0,
+    "adaptive_guard": 0.02,
+    "adaptive_averaging": 60.0,
+    "adaptive_width": 0.6,
 }
 
 
 def unchanged(key):
     """The study that ``CHANGES`` changes: options of two phases need two."""
+    if key.startswith("adaptive_"):
+        return MINIMAL | {"phases": "adaptive"}
     return MINIMAL | ({"phases": 2} if key.startswith(("late_", "switch")) else {})
 
 

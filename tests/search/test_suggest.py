@@ -15,13 +15,15 @@ from support.small import search_space
 from optuna_robustloss.losses import (
     MAE_THETA,
     MSE_THETA,
+    ClassificationLoss,
     TaylorLoss,
     canonical,
     canonical_names,
     equivalent,
 )
 from optuna_robustloss.losses.serialization import describe_loss
-from optuna_robustloss.search.space import LossParameters, SpaceOptions
+from optuna_robustloss.search.parameters import LossParameters
+from optuna_robustloss.search.space import SpaceOptions
 from optuna_robustloss.search.suggest import suggest_taylor_loss
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -224,8 +226,8 @@ def test_the_signature_is_the_model_of_the_search_space():
     arguments = signature(suggest_taylor_loss, eval_str=True).parameters
     assert fields.keys() < arguments.keys()
     assert {n: arguments[n].default for n in fields} == {n: f.default for n, f in fields.items()}
-    of_loss = signature(TaylorLoss).parameters
-    own = {"trial", "num_classes", "prefix", "total_steps"}
+    of_loss = signature(ClassificationLoss).parameters
+    own = {"trial", "num_classes", "prefix", "total_steps", "lr"}
     for name in arguments.keys() - fields.keys() - own:
         assert arguments[name].default == of_loss[name].default, name
     assert of_loss.keys() - {"theta"} < arguments.keys()
