@@ -99,6 +99,7 @@ def report(study: Study, spec: BenchmarkSpec, runs: Sequence[Run], out: Path) ->
         found,
         measure(spec, found),
         reference="ce" if "ce" in spec.methods else spec.methods[0],
+        settings="published" if spec.settings == "published" else "cifar10 everywhere",
         facts=facts(spec),
         runs=runs,
         rates=noise_rates(spec),

@@ -75,6 +75,8 @@ class Comparison:
     """Methods × tasks under the same conditions."""
 
     conditions: Conditions
+    settings: str
+    """Settings of the methods, such as ``published``; empty if not known."""
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     summaries: Mapping[tuple[str, str, Pick], Summary]
@@ -92,7 +94,9 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def comparisons(measured: Sequence[Measured], reference: str = "ce") -> tuple[Comparison, ...]:
+def comparisons(
+    measured: Sequence[Measured], reference: str = "ce", settings: str = ""
+) -> tuple[Comparison, ...]:
     """Compare the methods with ``reference`` and each other, under each set of conditions.
 
     Methods that are complete on less than half of the tasks are not ranked.
@@ -100,10 +104,12 @@ def comparisons(measured: Sequence[Measured], reference: str = "ce") -> tuple[Co
     groups: dict[Conditions, list[Measured]] = defaultdict(list)
     for one in measured:
         groups[Conditions.of(one)].append(one)
-    return tuple(_compare(c, group, reference) for c, group in groups.items())
+    return tuple(_compare(c, group, reference, settings) for c, group in groups.items())
 
 
-def _compare(conditions: Conditions, measured: list[Measured], reference: str) -> Comparison:
+def _compare(
+    conditions: Conditions, measured: list[Measured], reference: str, settings: str
+) -> Comparison:
     methods = in_order(one.method for one in measured)
     tasks = tuple(dict.fromkeys(one.task for one in measured))
     values: dict[tuple[str, str, Pick], list[float]] = defaultdict(list)
@@ -125,6 +131,7 @@ def _compare(conditions: Conditions, measured: list[Measured], reference: str) -
     done = len({(one.method, one.task, one.seed) for one in measured})
     return Comparison(
         conditions,
+        settings,
         methods,
         tasks,
         {key: Summary.of(accuracies) for key, accuracies in values.items()},

@@ -41,6 +41,7 @@ def title(comparison: Comparison) -> str:
         f"Test accuracy, %, mean ± standard deviation over {comparison.seeds} seeds: "
         f"{comparison.conditions.label}"
         + (" (scales chosen on the other data sets)" * (comparison.conditions.regime == "blind"))
+        + (f"; settings of the methods: {comparison.settings}" if comparison.settings else "")
     )
 
 
@@ -155,6 +156,7 @@ def _csv_rows(comparison: Comparison) -> list[dict[str, object]]:
     rows = []
     for method in comparison.methods:
         row: dict[str, object] = {**conditions, "method": method, "source": "measured"}
+        row |= {"settings": comparison.settings} if comparison.settings else {}
         for task in comparison.tasks:
             for pick, label in PICKS.items():
                 summary = comparison.summaries.get((method, task, pick))

@@ -42,6 +42,7 @@ def write_report(
     measured: Sequence[Measured],
     *,
     reference: str = "ce",
+    settings: str = "",
     facts: Mapping[str, str] | None = None,
     runs: Sequence[Run] = (),
     rates: Mapping[str, tuple[str, float]] | None = None,
@@ -57,6 +58,7 @@ def write_report(
         results: for learning curves and accuracy against cumulative learning rate.
         measured: for tables and ranks.
         reference: method that the others are compared with.
+        settings: of the methods, for the titles.
         facts: name → text, printed above the tables: sizes, versions, hardware.
         runs: all trainings of the benchmark.
         rates: task → (group, noise rate), for ``accuracy_against_noise``.
@@ -71,7 +73,7 @@ def write_report(
         raise ValueError("nothing was measured: there is nothing to report")
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    compared = comparisons(measured, reference)
+    compared = comparisons(measured, reference, settings)
     told = {**(facts or {}), **_state(results, runs), **_blind_state(measured)}
     write_text_atomically(out / "measured.csv", to_csv_text([vars(one) for one in measured]))
     write_text_atomically(out / "table.csv", to_csv(compared))

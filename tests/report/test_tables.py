@@ -7,6 +7,7 @@ import pytest
 from optuna_robustloss.report.comparison import comparisons
 from optuna_robustloss.report.escape import escape_latex
 from optuna_robustloss.report.tables import (
+    title,
     to_csv,
     to_html,
     to_latex,
@@ -47,6 +48,14 @@ def test_a_cell_with_one_pick_shows_that_one():
     assert row == ["CE", "**50.0**", "**50.0**", "**1.00**"]
     *_, row = rows(to_markdown(table(fixed({"ce": {"a": [0.5]}}, pick="best"))))
     assert row[1] == "(best on validation **50.0**)"
+
+
+def test_every_format_says_which_settings_the_methods_have():
+    (comparison,) = comparisons(measured(), settings="cifar10 everywhere")
+    for text in (title(comparison), to_latex(comparison), to_html(comparison)):
+        assert "; settings of the methods: cifar10 everywhere" in text
+    rows = csv.DictReader(io.StringIO(to_csv([comparison])))
+    assert {row["settings"] for row in rows} == {"cifar10 everywhere", ""}  # published figures
 
 
 def test_missing_cells_and_seeds_show():
