@@ -78,7 +78,7 @@ def test_mistakes_are_named():
     for changes, message in [
         ({"method": ["ce"]}, "unknown key 'method'; known keys: name, methods, tasks"),
         ({"methods": ["cee"]}, "did you mean 'ce'.*as methods also forward, jocor, elr"),
-        ({"methods": ["gce@2"]}, "'gce' has no phases"),
+        ({"methods": ["gce@2"]}, "'gce' has no fixed switch"),
         ({"methods": ["ce-then-mae@x"]}, "'x' in the method 'ce-then-mae@x' is not a number"),
         ({"methods": ["ce", "ce"]}, "methods has the same value twice"),
         ({"scales": [0.1]}, "1, the native one, must be among them"),
