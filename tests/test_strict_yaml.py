@@ -209,7 +209,7 @@ def test_any_bytes_are_a_spec_or_one_error(content, tmp_path_factory):
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, **SETTINGS)
+@settings(max_examples=3000, **SETTINGS)
 @given(content=contents)
 def test_many_more_bytes_are_a_spec_or_one_error(content, tmp_path_factory):
     check_bytes(content, tmp_path_factory.getbasetemp())

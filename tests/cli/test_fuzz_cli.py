@@ -110,7 +110,7 @@ def test_any_command_line_is_refused_with_a_message(line, folder):
 
 
 @pytest.mark.slow
-@settings(max_examples=4000, **SETTINGS)
+@settings(max_examples=2000, **SETTINGS)
 @given(line=command_lines())
 def test_many_more_command_lines_are_refused_with_a_message(line, folder):
     check_refused(line, folder)
