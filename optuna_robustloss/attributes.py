@@ -6,13 +6,17 @@ leases in ``distributed``.
 
 from __future__ import annotations
 
+import logging
 import os
+import reprlib
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypedDict, TypeVar
 
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -29,10 +33,25 @@ class Attribute(Generic[T]):
     """
 
     key: str
+    kind: Any
+    """Type of the value."""
 
     def read(self, owner: Study | BaseTrial | FrozenTrial) -> T | None:
-        """Return the value of ``owner``, or None if it has none."""
-        value: T | None = owner.user_attrs.get(self.key)
+        """Return the value of ``owner``; None if it has none, or (with a warning) a damaged one."""
+        stored = owner.user_attrs.get(self.key)
+        if stored is None:
+            return None
+        try:
+            value: T = _adapter(self.kind).validate_python(stored, strict=True)
+        except ValidationError:
+            name = repr(owner.study_name) if isinstance(owner, Study) else owner.number
+            of = "study" if isinstance(owner, Study) else "trial"
+            kind = getattr(self.kind, "__name__", self.kind)
+            _warn_once(
+                f"{of} {name}: its attribute {self.key!r} is left out: expected {kind}, "
+                f"got {reprlib.repr(stored)}"
+            )
+            return None
         return value
 
     def write(self, owner: Study | BaseTrial, value: T) -> None:
@@ -44,6 +63,16 @@ class Attribute(Generic[T]):
         return {self.key: value}
 
 
+@lru_cache(maxsize=10_000)
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning("%s", text)
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 class StoredSpec(TypedDict):
     """A spec as a study carries it: one attribute, so that a reader sees all of it or nothing."""
 
@@ -53,41 +82,41 @@ class StoredSpec(TypedDict):
 
 
 # Studies.
-SPEC: Attribute[StoredSpec] = Attribute("spec")
+SPEC: Attribute[StoredSpec] = Attribute("spec", dict[str, Any])
 #: Of a search: its finalists and the winner.
-SELECTION: Attribute[dict[str, Any]] = Attribute("selection")
+SELECTION: Attribute[dict[str, Any]] = Attribute("selection", dict[str, Any])
 
 # Trials.
 #: HOST:PID of the process that evaluates the trial.
-WORKER: Attribute[str] = Attribute("worker")
+WORKER: Attribute[str] = Attribute("worker", str)
 
 # Trials of a search.
-GENERATION: Attribute[int] = Attribute("generation")
+GENERATION: Attribute[int] = Attribute("generation", int)
 #: Name of the start loss, on the trial that evaluates it.
-START: Attribute[str] = Attribute("start")
+START: Attribute[str] = Attribute("start", str)
 #: Labels of the tasks on which the training diverged.
-DIVERGED: Attribute[list[str]] = Attribute("diverged")
+DIVERGED: Attribute[list[str]] = Attribute("diverged", list[str])
 #: Labels of the tasks on which the training was stopped at chance.
-STOPPED_AT_CHANCE: Attribute[list[str]] = Attribute("stopped_at_chance")
+STOPPED_AT_CHANCE: Attribute[list[str]] = Attribute("stopped_at_chance", list[str])
 
 # Trials of a benchmark.
 #: One list of numbers an evaluation.
-CURVE: Attribute[list[list[Any]]] = Attribute("curve")
-RUN_DIVERGED: Attribute[bool] = Attribute("run_diverged")
+CURVE: Attribute[list[list[Any]]] = Attribute("curve", list[list[Any]])
+RUN_DIVERGED: Attribute[bool] = Attribute("run_diverged", bool)
 #: What the training of a failed trial raised.
-ERROR: Attribute[str] = Attribute("error")
+ERROR: Attribute[str] = Attribute("error", str)
 #: Number of the trial that already evaluates the same run.
-SURPLUS_TO: Attribute[int] = Attribute("surplus_to")
+SURPLUS_TO: Attribute[int] = Attribute("surplus_to", int)
 
 
 def accuracy_on(task: str) -> Attribute[float]:
     """Return the attribute for the validation accuracy on a task, by the task's label."""
-    return Attribute(f"accuracy {task}")
+    return Attribute(f"accuracy {task}", float)
 
 
 def best_epoch_on(task: str) -> Attribute[float]:
     """Return the attribute for the epoch of the best accuracy on a task, by the task's label."""
-    return Attribute(f"best epoch {task}")
+    return Attribute(f"best epoch {task}", float)
 
 
 def worker_name() -> str:

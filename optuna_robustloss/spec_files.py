@@ -11,7 +11,14 @@ from reprlib import Repr
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from optuna.study import Study
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    model_validator,
+)
 
 from optuna_robustloss.attributes import SPEC
 from optuna_robustloss.strict_yaml import read_yaml
@@ -24,6 +31,8 @@ OneOrMany = Annotated[
 ]
 #: Characters of a value and of a message, and number of messages that an error shows.
 _LONGEST_VALUE, _LONGEST_MESSAGE, _MOST_ERRORS = 100, 1000, 10
+#: As many as Optuna's databases hold.
+_LONGEST_NAME = 512
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = _LONGEST_VALUE
 
@@ -45,6 +54,20 @@ class StrictModel(BaseModel):
                 if kinds & {int, float} and bool not in kinds and _has_bool(items):
                     raise ValueError(f"{name}: a number is expected, not true or false")
         return values
+
+
+def check_name(name: str) -> str:
+    """Raise a ValueError unless ``name`` can name a study: 1 to 512 printable characters."""
+    if not (name.isprintable() and 0 < len(name) <= _LONGEST_NAME):
+        raise ValueError(
+            f"the name of a study has 1 to {_LONGEST_NAME} printable characters, got "
+            f"{_REPR.repr(name)}"
+        )
+    return name
+
+
+#: The name of a study, in a spec.
+StudyName = Annotated[str, AfterValidator(check_name)]
 
 
 class SpecFile(StrictModel):
@@ -181,13 +204,16 @@ def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:
         ValueError: the study carries a spec of another kind, or one that no longer reads.
 
     """
+    source = f"the spec stored with study {study.study_name!r}"
     stored = SPEC.read(study)
+    if stored is None and SPEC.key in study.user_attrs:
+        raise ValueError(f"{source} is damaged: use another study")
     if stored is None:
         return None
-    values = stored.get("values") if isinstance(stored, dict) else stored
+    values = stored.get("values")
     if isinstance(values, dict):
         values = {**model.former_values, **values}
-    return model.from_values(values, f"the spec stored with study {study.study_name!r}")
+    return model.from_values(values, source)
 
 
 def store_spec(study: Study, spec: SpecFile) -> None:

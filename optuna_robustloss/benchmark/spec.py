@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from optuna_robustloss.benchmark.methods import check_method
 from optuna_robustloss.benchmark.runs import Run
 from optuna_robustloss.benchmark.settings import Settings
-from optuna_robustloss.spec_files import OneOrMany, SpecFile
+from optuna_robustloss.spec_files import OneOrMany, SpecFile, StudyName
 from optuna_robustloss.tasks.recipes import RecipeChanges
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec
 
@@ -30,7 +30,7 @@ class BenchmarkSpec(SpecFile):
     }
     former_values: ClassVar[Mapping[str, Any]] = {"settings": "cifar10"}
 
-    name: str = Field(min_length=1)
+    name: StudyName
     methods: OneOrMany[str] = Field(min_length=1)
     """``make_loss`` names, loss files, and ``forward``, ``jocor``, ``elr``."""
     settings: Settings = "published"

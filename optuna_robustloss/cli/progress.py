@@ -17,6 +17,7 @@ from rich.progress import (
 
 from optuna_robustloss.attributes import GENERATION
 from optuna_robustloss.cli.console import console
+from optuna_robustloss.distributed.damaged_rows import single_value
 from optuna_robustloss.search.spec import StudySpec
 from optuna_robustloss.search.study import trials_done
 
@@ -49,7 +50,7 @@ class SearchProgress:
     def refresh(self, *_: object) -> None:
         """Show the present state of the study; takes the arguments of an Optuna callback."""
         trials = self._study.get_trials(deepcopy=False)
-        complete = [t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE]
+        complete = [single_value(t) or 0.0 for t in trials if t.state == TrialState.COMPLETE]
         if not complete:
             return
         generation = 1 + max((GENERATION.read(t) or 0) for t in trials)

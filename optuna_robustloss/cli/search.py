@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +62,7 @@ def search(
 
 
 def _create_study(spec: rl.StudySpec, url: str, name: str) -> Study:
-    study = rl.create_study(spec, rl.open_storage(url, create=True), name)
+    study = rl.create_study(spec, url, name)
     print_lines(f"study {name!r} in {mask_password(url)}")
     return study
 
@@ -97,11 +97,12 @@ def work(
     from optuna_robustloss.search.study import attach_spec
 
     set_up_process(threads)
+    options: dict[str, Any] = {"device": device, "root": root, "download": download}
     given = rl.StudySpec.from_yaml(spec) if spec else None
+    if given is not None:
+        rl.NoisyLabelObjective(given, **options).tasks(0)  # raises before the spec is stored
     study = rl.open_study(rl.open_storage(storage, wait=True), study_name, given, lease=lease)
-    objective = rl.NoisyLabelObjective(
-        attach_spec(study, given), device=device, root=root, download=download
-    )
+    objective = rl.NoisyLabelObjective(attach_spec(study, given), **options)
     if workers is None and candidates is None:
         candidates = 1  # others may work on the same generation
     pool = WorkerPool(workers or 1, trials, candidates, threads, lease, device)

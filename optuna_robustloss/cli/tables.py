@@ -13,6 +13,7 @@ from rich.table import Table
 from optuna_robustloss.attributes import GENERATION, START
 from optuna_robustloss.benchmark.evaluate import LossResult
 from optuna_robustloss.cli.console import printable
+from optuna_robustloss.distributed.damaged_rows import single_value
 from optuna_robustloss.search.selection import Selection
 from optuna_robustloss.search.status import Status
 from optuna_robustloss.tasks.spec import TaskSpec
@@ -71,7 +72,7 @@ def generation_table(study: Study) -> Table:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         generation = GENERATION.read(trial)
         if generation is not None and START.read(trial) is None:
-            values[generation].append(trial.value or 0.0)
+            values[generation].append(single_value(trial) or 0.0)
     table = _table("Fitness by generation", "generation", "trials", "mean, %", "best, %")
     for generation, fitness in sorted(values.items()):
         mean = 100 * sum(fitness) / len(fitness)

@@ -13,10 +13,11 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, get_storage
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
+from optuna_robustloss.distributed.damaged_rows import TolerantRDBStorage
 from optuna_robustloss.distributed.files import (
     check_file,
     is_in_memory,
@@ -88,7 +89,7 @@ def open_database(url: str, *, create: bool, patience: float, wait: bool) -> Bas
         # Optuna fills templates in, and a password may have braces.
         template = url.replace("{", "{{").replace("}", "}}")
         options = _engine_options(url)
-        database = opening.call(lambda: RDBStorage(template, options))
+        database = opening.call(lambda: TolerantRDBStorage(template, options))
     except (exc.ArgumentError, ValueError):
         raise malformed(shown) from None
     except ImportError as error:

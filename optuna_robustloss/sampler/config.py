@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -25,6 +26,13 @@ from optuna_robustloss.sampler.warm_start import Sources, estimate_start
 from optuna_robustloss.seeds import derive_seed
 
 _ATTRIBUTE = "generational-cma:config"
+_DAMAGED = f"the study's attribute {_ATTRIBUTE!r}, the sampler's configuration, is damaged"
+#: Beyond it a generation takes longer to draw than to evaluate.
+LARGEST_POPSIZE = 10_000
+_TYPES = {
+    **dict.fromkeys(("popsize", "seed", "max_retry"), int),
+    **dict.fromkeys(("lr_adapt", "separable", "include_start"), bool),
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,10 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.popsize < 4:
-            raise ValueError(f"popsize must be at least 4, got {self.popsize}")
+        if not 4 <= self.popsize <= LARGEST_POPSIZE:
+            raise ValueError(
+                f"popsize must be at least 4 and at most {LARGEST_POPSIZE}, got {self.popsize}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.max_retry < 0:
@@ -122,11 +132,15 @@ class SamplerConfig:
             if values["start"] is not None:
                 mean, sigma, rows = (values["start"][f.name] for f in fields(StartDistribution))
                 values["start"] = StartDistribution(tuple(mean), sigma, tuple(map(tuple, rows)))
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"the stored configuration of the sampler is damaged: {error}"
-            ) from error
+            config = cls(**values)
+            if [type(getattr(config, n)) for n in _TYPES] != [*_TYPES.values()]:
+                raise TypeError(f"expected the types {_TYPES}")
+            if config.space:
+                config.optimizer(config.space)  # x0, sigma0 and start fit it
+        except Exception as error:  # also those of Optuna, cmaes and numpy
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{_DAMAGED}: {reprlib.repr(reason)}") from None
+        return config
 
     def differences(self, other: SamplerConfig) -> list[str]:
         """Options in which two configurations differ, as ``name: value here / value there``.
@@ -175,7 +189,7 @@ def load_or_store(
         options = replace(options, seed=stored.seed if stored else made)
     if stored is None:
         if sources:
-            space, start = estimate_start(sources, study, options.space)
+            space, start = estimate_start(sources, study.direction, options.space)
             options = replace(options, space=space, start=start)
             stored = stored_config(study)  # another worker may have stored its own meanwhile
     if stored is None:

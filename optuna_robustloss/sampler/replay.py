@@ -10,6 +10,12 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_robustloss.distributed.damaged_rows import (
+    damage_of,
+    is_number,
+    single_value,
+    warn_of_damage,
+)
 from optuna_robustloss.sampler.config import SamplerConfig
 from optuna_robustloss.sampler.optimizer import GenerationalCma
 from optuna_robustloss.sampler.slots import Slot, objective_failed, slot_of
@@ -71,8 +77,12 @@ class Generations:
                     running[slot].append(trial)
                 continue
             self._unfinished.discard(number)
-            if slot is not None and slot.generation >= self.number:
-                self._finished[slot].append(trial)
+            if slot is None or slot.generation < self.number:
+                continue
+            if (damage := damage_of(trial)) is not None:
+                warn_of_damage(f"trial {trial.number} is left out: {damage}")
+                continue
+            self._finished[slot].append(trial)
         self.trials_read = len(trials)
         while True:
             self.running = {
@@ -174,8 +184,8 @@ class Generations:
 
     def _rank(self, trial: FrozenTrial | None) -> tuple[int, float, float]:
         """Sort key: complete by value, then pruned by how far they came, then failed."""
-        if trial is not None and trial.state == TrialState.COMPLETE and trial.value is not None:
-            return 0, self._sign * float(trial.value), 0.0
+        if trial is not None and trial.state == TrialState.COMPLETE:
+            return 0, self._sign * (single_value(trial) or 0.0), 0.0
         if trial is not None and trial.state == TrialState.PRUNED:
             step = trial.last_step
             if step is None:
@@ -188,8 +198,9 @@ class Generations:
         """Return the parameters evaluated on a slot: those of its trial, else the drawn ones."""
         space = self.space or {}
         params = trial.params if trial is not None else {}
-        drawn = {} if params.keys() >= space.keys() else self.candidate(index)
-        return {name: params.get(name, drawn.get(name)) for name in space}
+        known = {name: params[name] for name in space if is_number(params.get(name))}
+        drawn = {} if known.keys() >= space.keys() else self.candidate(index)
+        return {name: known.get(name, drawn.get(name)) for name in space}
 
     def candidate(self, index: int) -> dict[str, Any]:
         """Return the point of a slot of the present generation; empty if no space is known."""

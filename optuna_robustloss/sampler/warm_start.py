@@ -9,9 +9,10 @@ import optuna
 from cmaes import get_warm_start_mgd
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_robustloss.distributed.damaged_rows import damage_of, is_number, single_value
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler.optimizer import StartDistribution
 from optuna_robustloss.sampler.transform import (
@@ -29,7 +30,9 @@ _FEWEST = 10
 
 
 def estimate_start(
-    sources: Sources, study: Study, space: Mapping[str, BaseDistribution] | None = None
+    sources: Sources,
+    direction: StudyDirection,
+    space: Mapping[str, BaseDistribution] | None = None,
 ) -> tuple[dict[str, Numerical], StartDistribution]:
     """Fit a normal distribution to the best tenth of the complete trials of earlier studies.
 
@@ -37,7 +40,7 @@ def estimate_start(
 
     Args:
         sources: studies with the same parameters and direction.
-        study: that is about to begin.
+        direction: of the study that is about to begin.
         space: its parameters; those of the first source by default.
 
     Returns:
@@ -52,15 +55,15 @@ def estimate_start(
     best: list[FrozenTrial] = []
     for source in (_open_source(s) for s in sources):
         name = source.study_name
-        if source.directions != study.directions:
+        if source.directions != [direction]:
+            theirs = ", ".join(d.name for d in source.directions)
             raise ValueError(
-                f"source study {name!r} has the direction {source.directions[0].name}, "
-                f"{study.study_name!r} has {study.direction.name}"
+                f"source study {name!r} has the direction {theirs}, the new study {direction.name}"
             )
         trials = [
             t
             for t in source.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if t.value is not None and np.isfinite(t.value)
+            if is_number(single_value(t)) and damage_of(t) is None
         ]
         if space is None and trials:
             space = dict(numerical_parameters(trials[0].distributions))
@@ -72,8 +75,8 @@ def estimate_start(
                 f"source study {name!r} has {len(usable)} complete trials with the parameters "
                 f"{', '.join(names) or '(none)'} and their ranges; a warm start needs {_FEWEST}"
             )
-        down = source.direction == optuna.study.StudyDirection.MAXIMIZE
-        usable.sort(key=lambda t: t.value or 0.0, reverse=down)
+        down = direction == StudyDirection.MAXIMIZE
+        usable.sort(key=lambda t: single_value(t) or 0.0, reverse=down)
         best += usable[: int(len(usable) * _GAMMA)]
     transform = SearchSpaceTransform.unit(dict(_sorted(space)))
     points = [(transform.internal(t.params), 0.0) for t in best]
@@ -94,9 +97,11 @@ def _open_source(source: Study | tuple[str | BaseStorage, str]) -> Study:
     if isinstance(source, Study):
         return source
     storage, name = source
-    if isinstance(storage, str):
-        storage = open_storage(storage)
     try:
+        if isinstance(storage, str):
+            storage = open_storage(storage)
         return optuna.load_study(study_name=name, storage=storage)
+    except FileNotFoundError as error:
+        raise ValueError(f"source study {name!r} is not in its storage: {error}") from None
     except KeyError:
         raise ValueError(f"source study {name!r} is not in its storage") from None

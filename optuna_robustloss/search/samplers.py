@@ -36,12 +36,16 @@ def make_sampler(spec: StudySpec, storage: BaseStorage, lease: float = LEASE) ->
     return RandomSampler(seed) if spec.sampler == "random" else GPSampler(seed=seed)
 
 
-def _generational(spec: StudySpec, storage: BaseStorage, lease: float) -> GenerationalCmaEsSampler:
-    space = spec.space
-    sources: Sources = [
+def find_sources(spec: StudySpec, storage: str | BaseStorage) -> Sources:
+    """Return storage and name of the spec's source studies, by default in ``storage``."""
+    return [
         (os.path.expandvars(s.storage) if s.storage else storage, s.study)
         for s in spec.source_studies
     ]
+
+
+def _generational(spec: StudySpec, storage: BaseStorage, lease: float) -> GenerationalCmaEsSampler:
+    space, sources = spec.space, find_sources(spec, storage)
     return GenerationalCmaEsSampler(
         spec.popsize,
         seed=spec.seed,

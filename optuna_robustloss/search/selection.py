@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_robustloss.attributes import SELECTION, SPEC, START
+from optuna_robustloss.distributed.damaged_rows import damage_of, warn_of_damage
 from optuna_robustloss.losses import PhasedLoss, TaylorLoss
 from optuna_robustloss.search.objective import (
     OPTUNA_GENERATION,
@@ -95,7 +96,7 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
         return []
     space = spec.space.distributions
     by_generation: dict[int, list[FrozenTrial]] = defaultdict(list)
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = _readable_trials(study, spec)
     # A second worker draws at random while the start loss is running; CMA-ES ignores that trial.
     drawn = [t for t in trials if OPTUNA_GENERATION in t.system_attrs] or trials
     for trial in drawn:
@@ -109,6 +110,13 @@ def generation_means(study: Study, spec: StudySpec) -> list[dict[str, float]]:
         ranked = sorted(members[: spec.popsize], key=lambda t: -(t.value or 0.0))
         means.append(_weighted_mean([t.params for t in ranked[: len(weights)]], weights, spec))
     return means
+
+
+def _readable_trials(study: Study, spec: StudySpec, *states: TrialState) -> list[FrozenTrial]:
+    """Return the trials in some states (by default the complete ones) that have the parameters."""
+    names = spec.space.distributions.keys()
+    trials = study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE,))
+    return [t for t in trials if t.params.keys() >= names and damage_of(t) is None]
 
 
 def _weighted_mean(
@@ -162,7 +170,7 @@ def choose_finalists(study: Study, spec: StudySpec) -> list[Finalist]:
 
     """
     space = spec.space
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = _readable_trials(study, spec, TrialState.COMPLETE, TrialState.PRUNED)
     ranked = rank_trials([t for t in trials if START.read(t) is None], spec)
     if not ranked:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet: search first")
@@ -236,23 +244,29 @@ def _to_json(selection: Selection, seeds: Sequence[int]) -> dict[str, Any]:
 def stored_selection(study: Study) -> Selection | None:
     """Return the stored selection of ``study``; None if there is none or trials came later."""
     stored = SELECTION.read(study)
-    if stored is None:
-        return None
     spec = attach_spec(study, None)
-    if stored.get("trials") != trials_done(study, spec):
+    if stored is None or stored.get("trials") != trials_done(study, spec):
         return None
-    return Selection(
-        tuple(
-            Finalist(
-                f["name"],
-                f["params"],
-                spec.space.at(f["params"]),
-                tuple(f["values"]),
-                f["control"],
+    try:
+        selection = Selection(
+            tuple(
+                Finalist(
+                    str(f["name"]),
+                    f["params"],
+                    spec.space.at(f["params"]),
+                    tuple(map(float, f["values"])),
+                    bool(f["control"]),
+                )
+                for f in stored["finalists"]
             )
-            for f in stored["finalists"]
         )
-    )
+        usable = math.isfinite(selection.winner.std + selection.control.std)
+    except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError):
+        usable = False
+    if not usable:
+        warn_of_damage(f"study {study.study_name!r}: its attribute {SELECTION.key!r} is left out")
+        return None
+    return selection
 
 
 def selected_loss(
@@ -273,10 +287,10 @@ def selected_loss(
         "study": study.study_name,
         "spec": spec.model_dump(mode="json"),
         "spec_hash": spec.hash,
-        "optuna_robustloss_version": stored["version"] if stored else None,
+        "optuna_robustloss_version": stored.get("version") if stored else None,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "chosen": winner.name,
-        "trials": len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))),
+        "trials": len(_readable_trials(study, spec)),
         "fitness": {"mean": winner.mean, "std": winner.std, "values": list(winner.values)},
         "control": {"name": control.name, "mean": control.mean, "std": control.std},
         "lr_times_steps": driven,

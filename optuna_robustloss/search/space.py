@@ -39,6 +39,8 @@ Coordinates = Literal["taylor", "canonical"]
 #: A fixed number, or the bounds of one log-uniform parameter.
 NumberOrRange = float | tuple[float, float]
 
+#: Bounds of all numbers above 0 of the space; losses compute in float32.
+LEAST, GREATEST = 1e-9, 1e9
 #: First σ of each coefficient: wide enough to leave the start, narrow enough that most train.
 DEFAULT_SIGMA = 0.5
 
@@ -53,11 +55,14 @@ _ADAPTIVE = ("after", "guard", "averaging", "width")
 
 def _check_range(value: NumberOrRange, least: str) -> NumberOrRange:
     if isinstance(value, tuple):
-        valid = 0 < value[0] < value[1] < math.inf
+        valid = LEAST <= value[0] < value[1] <= GREATEST
     else:
-        valid = (0 <= value if least == "0 or more" else 0 < value) and value < math.inf
+        valid = LEAST <= value <= GREATEST or (value == 0 and least == "0 or more")
     if not valid:
-        raise ValueError(f"expected a number, {least}, or a range [low, high], 0 < low < high")
+        raise ValueError(
+            f"expected a number, {least}, or a range [low, high], 0 < low < high, "
+            f"between {LEAST:g} and {GREATEST:g}"
+        )
     return value
 
 
@@ -88,7 +93,7 @@ class SpaceOptions(StrictModel):
     start: Start = "mae"
     """The loss at the centre; ``sce`` is MAE plus the cross-entropy term, which must then be on;
     ``confirm`` is −ŷ_t², which trains only after another loss."""
-    half_width: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    half_width: float = Field(default=3.0, ge=LEAST, le=GREATEST)
     """Each coefficient lies within ± this of the start's."""
     late_eta: PositiveOrRange = 0.5
     """``eta`` of the late loss; −.5 ŷ_t², the best that was tried, has the default."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -10,8 +9,15 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from optuna_robustloss.distributed.urls import has_password, mask_password
-from optuna_robustloss.search.space import DEFAULT_SIGMA, SearchSpace, SpaceOptions
-from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel
+from optuna_robustloss.sampler.config import LARGEST_POPSIZE
+from optuna_robustloss.search.space import (
+    DEFAULT_SIGMA,
+    GREATEST,
+    LEAST,
+    SearchSpace,
+    SpaceOptions,
+)
+from optuna_robustloss.spec_files import OneOrMany, SpecFile, StrictModel, StudyName
 from optuna_robustloss.tasks.recipes import RecipeChanges
 from optuna_robustloss.tasks.spec import TaskGrid, TaskSpec, ValidationLabels
 from optuna_robustloss.training.scoring import STOP_AT_CHANCE_AFTER, ScoreKind
@@ -75,7 +81,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     }
     secret_keys: ClassVar[frozenset[str]] = frozenset({"source_studies"})
 
-    name: str = Field(min_length=1)
+    name: StudyName
     recipes: dict[str, RecipeChanges] = Field(default_factory=dict)
     """Further changes to the recipes of single architectures, by name."""
     validation: int = Field(default=1000, ge=100)
@@ -88,34 +94,39 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     prune_at: OneOrMany[float] = ()
     """Moments at which the worst third of a population is pruned, counted in networks: 2.5 is
     half-way through the third. ``benchmarks/ranking.py`` measures where that is safe."""
-    popsize: int = Field(default=12, ge=4)
-    generations: int = Field(default=30, ge=1)
+    popsize: int = Field(default=12, ge=4, le=LARGEST_POPSIZE)
+    generations: int = Field(default=30, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0)
     sampler: SamplerName = "generational"
     """``generational``, or one of Optuna's."""
-    sigma0: float = Field(default=DEFAULT_SIGMA, gt=0, allow_inf_nan=False)
+    sigma0: float = Field(default=DEFAULT_SIGMA, ge=LEAST, le=GREATEST)
     """First σ of each coefficient, for the generational sampler."""
     lr_adapt: bool = False
     separable: bool = False
-    max_retry: int = Field(default=3, ge=0)
+    max_retry: int = Field(default=3, ge=0, le=1000)
     """Evaluations of a candidate after its first, if its training raised an error."""
     source_studies: OneOrMany[SourceStudy] = ()
     """Earlier studies whose best candidates the search starts from."""
-    finalists: int = Field(default=3, ge=1)
+    finalists: int = Field(default=3, ge=1, le=1000)
     """Best late candidates that are trained again beside the mean of the last CMA means."""
-    finalist_seeds: int = Field(default=3, ge=3)
+    finalist_seeds: int = Field(default=3, ge=3, le=1000)
     """Fresh seeds each finalist is trained with."""
 
     @field_validator("horizons")
     @classmethod
     def _positive_horizons(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < h < math.inf for h in value):
-            raise ValueError(f"horizons are positive multiples of the epochs, got {list(value)}")
+        if not all(0 < h <= 1000 for h in value):
+            raise ValueError(
+                f"horizons are positive multiples of the epochs, at most 1000, got {list(value)}"
+            )
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         count = len(self.tasks)  # raises where a task is wrong
+        for position, task in enumerate(self.tasks):
+            if task in self.tasks[:position]:
+                raise ValueError(f"the task {task.label} is there twice: leave out one")
         for name in self.recipes:
             if name not in self.architectures:
                 raise ValueError(
@@ -138,7 +149,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
 
     @classmethod
     def from_values(cls, values: Any, source: str) -> Self:
-        """Build a spec from plain values; warns where noisy validation labels do not rank losses.
+        """Build a spec from plain values; warns of options that were measured to mislead.
 
         Raises:
             ValueError: one line with every wrong key, the values given and the values allowed.
@@ -146,6 +157,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
         """
         spec = super().from_values(values, source)
         spec._warn_if_unreliable()
+        spec._warn_of_scale_under_adam()
         return spec
 
     @property
@@ -170,6 +182,30 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
         trial more, before them.
         """
         return self.popsize * self.generations + (self.sampler != "generational")
+
+    def _warn_of_scale_under_adam(self) -> None:
+        """Warn where η is searched and the optimiser's steps do not depend on it."""
+        searched = [
+            key
+            for key, weight in (
+                ("eta", self.cross_entropy_weight),
+                ("late_eta", self.late_cross_entropy_weight),
+            )
+            if isinstance(getattr(self, key), tuple) and weight == 0  # else their ratio matters
+        ]
+        adam = {
+            f"{t.architecture} on {t.dataset} ({t.recipe.optimizer})": None
+            for t in self.tasks
+            if t.recipe.optimizer == "adamw"
+            or (t.recipe.optimizer == "adam" and t.recipe.weight_decay == 0)
+        }
+        if searched and adam:
+            warnings.warn(
+                f"study {self.name!r} searches {' and '.join(searched)}, which has nearly no "
+                f"effect on {', '.join(adam)}: Adam divides each gradient by its size. Give "
+                f"{searched[0]} one number, or train with recipe: {{optimizer: sgd}}",
+                stacklevel=3,
+            )
 
     def _warn_if_unreliable(self) -> None:
         """Warn where noisy validation labels were measured not to rank losses."""

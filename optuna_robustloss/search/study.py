@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import optuna
-from optuna.storages import BaseStorage
-from optuna.study import Study, StudyDirection
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study, StudyDirection, get_all_study_names
 from optuna.trial import TrialState
 
 from optuna_robustloss.attributes import START
 from optuna_robustloss.distributed.lease import LEASE
-from optuna_robustloss.distributed.storage import load_study
+from optuna_robustloss.distributed.storage import load_study, open_storage
 from optuna_robustloss.sampler.config import stored_config
 from optuna_robustloss.sampler.replay import Generations
 from optuna_robustloss.sampler.sampler import GenerationalCmaEsSampler
-from optuna_robustloss.search.samplers import make_sampler
+from optuna_robustloss.sampler.warm_start import estimate_start
+from optuna_robustloss.search.samplers import find_sources, make_sampler
 from optuna_robustloss.search.spec import StudySpec
-from optuna_robustloss.spec_files import check_spec, store_spec, stored_spec
+from optuna_robustloss.spec_files import check_name, check_spec, store_spec, stored_spec
 
 METRIC = "mean validation accuracy"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def create_study(
-    spec: StudySpec, storage: str | BaseStorage, study_name: str, *, lease: float = LEASE
+    spec: StudySpec, storage: str | BaseStorage | None, study_name: str, *, lease: float = LEASE
 ) -> Study:
     """Create a study for ``spec``, or open the one that has this name and spec.
 
-    ``lease`` is the sampler's, in seconds.
+    Everything is checked before anything is stored.
+
+    Args:
+        spec: of the study.
+        storage: or its URL, see ``open_storage``; its file may be missing. None: in memory.
+        study_name: printable text.
+        lease: the sampler's, in seconds.
 
     Raises:
-        ValueError: the study belongs to another spec, or minimises; nothing is changed then.
+        ValueError: the study belongs to another spec, or minimises, the name cannot be used, or
+            a source study does not fit; nothing is changed then.
 
     >>> from optuna_robustloss import open_storage
     >>> spec = StudySpec(
@@ -40,11 +50,27 @@ def create_study(
     'small'
 
     """
+    check_name(study_name)
+    found: str | BaseStorage | None = storage
+    if isinstance(storage, str):
+        with suppress(FileNotFoundError):
+            found = open_storage(storage)
+    if isinstance(found, str) or found is None or study_name not in get_all_study_names(found):
+        _check_sources(spec, found or InMemoryStorage())
     study = optuna.create_study(
-        storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+        storage=open_storage(found, create=True) if isinstance(found, str) else found,
+        study_name=study_name,
+        direction="maximize",
+        load_if_exists=True,
     )
     study.sampler = make_sampler(attach_spec(study, spec), study._storage, lease)
     return study
+
+
+def _check_sources(spec: StudySpec, storage: str | BaseStorage) -> None:
+    """Raise a ValueError if a study of ``spec`` could not start from its source studies."""
+    if sources := find_sources(spec, storage):
+        estimate_start(sources, StudyDirection.MAXIMIZE, spec.space.distributions)
 
 
 def open_study(
@@ -101,6 +127,7 @@ def attach_spec(study: Study, spec: StudySpec | None) -> StudySpec:
             )
         return stored
     if stored is None:
+        _check_sources(spec, study._storage)
         store_spec(study, spec)
         study.set_metric_names([METRIC])
         enqueue_start(study, spec)

@@ -5,6 +5,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.sampler.config import stored_config
@@ -46,7 +47,7 @@ def transformed(study):
 @pytest.mark.parametrize("trials", [10, 59, 60])
 def test_the_estimate_is_that_of_the_paper(direction, trials):
     old = source(trials, direction)
-    space, start = estimate_start([old], optuna.create_study(direction=direction))
+    space, start = estimate_start([old], StudyDirection[direction.upper()])
     mean, sigma, covariance = cmaes.get_warm_start_mgd(transformed(old), gamma=0.1, alpha=0.1)
     assert list(space) == sorted(SPACE)
     assert space == SPACE
@@ -59,7 +60,7 @@ def test_each_source_gives_its_own_best_tenth():
     easy, hard = source(40, seed=1), source(60, seed=2)
     for trial in hard.get_trials(deepcopy=False):
         trial.values = [trial.value + 1e6]
-    _, start = estimate_start([easy, hard], optuna.create_study())
+    _, start = estimate_start([easy, hard], StudyDirection.MINIMIZE)
     best = sorted(transformed(easy), key=lambda p: p[1])[:4]
     best += sorted(transformed(hard), key=lambda p: p[1])[:6]
     mean, *_ = cmaes.get_warm_start_mgd([(p, 0.0) for p, _ in best], gamma=1.0, alpha=0.1)
@@ -74,8 +75,8 @@ def test_trials_with_other_parameters_are_left_out():
     for bad in (float("inf"), -float("inf")):
         old.tell(old.ask(SPACE), bad)
     old.tell(old.ask(SPACE), state=optuna.trial.TrialState.PRUNED)
-    _, start = estimate_start([old], optuna.create_study())
-    assert start == estimate_start([source(20)], optuna.create_study())[1]
+    _, start = estimate_start([old], StudyDirection.MINIMIZE)
+    assert start == estimate_start([source(20)], StudyDirection.MINIMIZE)[1]
 
 
 def test_a_source_that_cannot_be_used_is_named():
@@ -83,25 +84,24 @@ def test_a_source_that_cannot_be_used_is_named():
         (lambda: [source(9)], "has 9 complete trials with the parameters lr, n, x"),
         (lambda: [source(0)], r"has 0 complete trials with the parameters \(none\)"),
         (lambda: [source(20), source(9)], "has 9 complete trials"),
-        (lambda: [source(20, "maximize")], "has the direction MAXIMIZE, 'new' has MINIMIZE"),
+        (lambda: [source(20, "maximize")], "has the direction MAXIMIZE, the new study MINIMIZE"),
         (lambda: [source(20), source(20, space={"x": SPACE["x"]})], "has 0 complete trials"),
         (lambda: [(optuna.storages.InMemoryStorage(), "gone")], "'gone' is not in its storage"),
     ]:
-        study = optuna.create_study(study_name="new")
         with pytest.raises(ValueError, match=message):
-            estimate_start(sources(), study)
+            estimate_start(sources(), StudyDirection.MINIMIZE)
 
 
 def test_a_source_without_numbers_is_an_error():
     old = source(20, space={"c": CategoricalDistribution(["a", "b"])})
     with pytest.raises(ValueError, match=r"\(none\)"):
-        estimate_start([old], optuna.create_study())
+        estimate_start([old], StudyDirection.MINIMIZE)
 
 
 def test_a_source_with_other_ranges_is_an_error():
     space = SPACE | {"x": FloatDistribution(-4, 5)}
     with pytest.raises(ValueError, match="and their ranges"):
-        estimate_start([source(20)], optuna.create_study(), space)
+        estimate_start([source(20)], StudyDirection.MINIMIZE, space)
 
 
 def test_it_takes_the_place_of_other_starts():

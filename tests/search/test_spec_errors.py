@@ -67,9 +67,33 @@ WRONG = [
     ("hopeless_after", 0.07, ["'hopeless_after' is now 'stop_at_chance_after'"]),
     ("rungs", 0.5, ["'rungs' is now 'prune_at'"]),
     ("start", "sce", ["set cross_entropy_weight"]),
-    ("half_width", 0, ["half_width", "greater than 0"]),
+    ("half_width", 0, ["half_width", "greater than or equal to"]),
     ("finalist_seeds", 2, ["finalist_seeds", "greater than or equal to 3"]),
-    ("name", "", ["name", "at least 1 character"]),
+    ("name", "", ["name", "1 to 512 printable characters"]),
+    ("name", "a\x1b[2J", ["name", "printable characters"]),
+    ("name", "a\n", ["name", "printable characters"]),
+    ("name", "a" * 10_000, ["name", "1 to 512 printable"]),
+    ("popsize", 10**9, ["popsize", "less than or equal to 10000", "1000000000"]),
+    ("popsize", True, ["popsize", "not true or false"]),
+    ("generations", 10**9, ["generations", "less than or equal to 1000000"]),
+    ("finalist_seeds", 10**9, ["finalist_seeds", "less than or equal to 1000"]),
+    ("sigma0", float("nan"), ["sigma0", "less than or equal to", "nan"]),
+    ("sigma0", 1e300, ["sigma0", "less than or equal to"]),
+    ("sigma0", True, ["sigma0", "not true or false"]),
+    ("eta", [1, 1e39], ["eta: expected a number", "between 1e-09 and 1e+09"]),
+    ("eta", [1, True], ["eta", "not true or false"]),
+    ("eta", [1, 2, 3], ["eta", "[1, 2, 3]"]),
+    ("eta", float("nan"), ["eta: expected a number", "nan"]),
+    ("half_width", 1e300, ["half_width", "less than or equal to"]),
+    ("horizons", [1e300], ["horizons are positive multiples of the epochs, at most 1000"]),
+    ("horizons", [], ["horizons", "at least 1 item"]),
+    ("datasets", [], ["datasets", "at least 1 item"]),
+    ("datasets", ["digits", "digits"], ["the task digits/mlp2/symmetric 40 % is there twice"]),
+    ("noise", ["symmetric:0.4", RATE], ["the task digits/mlp2/symmetric 40 % is there twice"]),
+    ("prune_at", [1.5], ["trains 1 for a candidate"]),
+    ("prune_at", [float("nan")], ["trains 1 for a candidate"]),
+    ("recipe", {"epochs": True}, ["epochs", "not true or false"]),
+    ("source_studies", [{"study": ""}], ["source_studies.0.study"]),
 ]
 
 
@@ -116,6 +140,23 @@ def test_noisy_labels_that_rank_losses_unreliably_raise_a_warning():
     ]:
         with pytest.warns(UserWarning, match=warning):
             spec(noise=noise, validation=validation, validation_labels="noisy")
+
+
+ADAM = {"recipe": {"optimizer": "adam", "momentum": 0}}
+
+
+def test_a_searched_eta_under_adam_raises_a_warning_that_names_the_networks():
+    where = r"searches eta, .* no effect on mlp2 on digits \(adam\).*optimizer: sgd"
+    with pytest.warns(UserWarning, match=where):
+        spec(eta=[1, 10], **ADAM)
+    with pytest.warns(UserWarning, match=r"searches eta and late_eta,"):
+        spec(phases=2, eta=[1, 10], late_eta=[1, 2], **ADAM)
+    decayed = {"recipe": ADAM["recipe"] | {"weight_decay": 1e-3}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for quiet in ({"eta": [1, 10]}, ADAM, {"eta": [1, 10], **decayed}):
+            spec(**quiet)
+        spec(eta=[1, 10], cross_entropy_weight=0.1, **ADAM)
 
 
 def test_labels_that_rank_losses_raise_no_warning():

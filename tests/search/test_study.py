@@ -174,6 +174,44 @@ def test_a_spec_that_no_longer_reads_is_named(storage):
         open_study(storage, "mine")
 
 
+SOURCES = [
+    (["nope"], "source study 'nope' is not in its storage"),
+    ([{"study": "old", "storage": "sqlite:///no/such.db"}], "source study 'old' is not in its"),
+    (["minimised"], "has the direction MINIMIZE, the new study MAXIMIZE"),
+    (["few"], "source study 'few' has 0 complete trials"),
+]
+
+
+def test_nothing_is_stored_until_the_sources_are_found_to_fit(url, tmp_path):
+    with pytest.raises(ValueError, match="'nope' is not in its storage: there is no database"):
+        create_study(small_spec(source_studies=["nope"]), url, "mine")
+    assert list(tmp_path.iterdir()) == []
+    optuna.create_study(storage=url, study_name="minimised")
+    create_study(SPEC, url, "few")
+    optuna.create_study(storage=url, study_name="theirs", direction="maximize")
+    for sources, message in SOURCES:
+        spec = small_spec(source_studies=sources)
+        with pytest.raises(ValueError, match=message):
+            create_study(spec, url, "mine")
+        with pytest.raises(ValueError, match=message):
+            open_study(url, "theirs", spec)
+    assert optuna.load_study(study_name="theirs", storage=url).user_attrs == {}
+    assert set(optuna.get_all_study_names(url)) == {"minimised", "few", "theirs"}
+    create_study(SPEC, url, "mine")  # the corrected file
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[2J", "a\nb", "a\u202eb", "\udc80", "a" * 513])
+def test_a_name_that_is_not_printable_is_refused(url, tmp_path, name):
+    with pytest.raises(ValueError, match="has 1 to 512 printable characters"):
+        create_study(SPEC, url, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_text_and_no_path(url):
+    for name in ("a/b", "..", "%41 ä 数", "a" * 512):
+        assert create_study(SPEC, url, name).study_name == name
+
+
 # --- Work ---
 
 

@@ -253,8 +253,8 @@ def test_the_signature_is_the_model_of_the_search_space():
         ({"eta": (1, math.inf)}, "^eta: expected .* 0 < low < high"),
         ({"cross_entropy_weight": -0.1}, "cross_entropy_weight: expected a number, 0 or more"),
         ({"cross_entropy_weight": (0, 1)}, "cross_entropy_weight: expected .* 0 < low"),
-        ({"half_width": 0}, r"half_width: .* greater than 0 \(got 0\)"),
-        ({"half_width": math.inf}, r"half_width: .* finite number \(got inf\)"),
+        ({"half_width": 0}, r"half_width: .* greater than or equal to 1e-09 \(got 0\)"),
+        ({"half_width": math.inf}, r"half_width: .* less than or equal to .* \(got inf\)"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_is_suggested(options, message):
