@@ -60,8 +60,8 @@ def _check_range(value: NumberOrRange, least: str) -> NumberOrRange:
         valid = LEAST <= value <= GREATEST or (value == 0 and least == "0 or more")
     if not valid:
         raise ValueError(
-            f"expected a number, {least}, or a range [low, high], 0 < low < high, "
-            f"between {LEAST:g} and {GREATEST:g}"
+            f"expected a number, {least}, or a range [low, high] between {LEAST:g} and "
+            f"{GREATEST:g}, 0 < low < high"
         )
     return value
 

@@ -162,7 +162,7 @@ def test_trials_of_other_samplers_are_neither_told_nor_waited_for():
 
 def test_wrong_options_are_refused_at_once():
     for options, message in [
-        ({"popsize": 3}, "popsize must be at least 4, got 3"),
+        ({"popsize": 3}, "popsize must be at least 4 and at most 10000, got 3"),
         ({"seed": -1}, "seed must not be negative"),
         ({"max_retry": -1}, "max_retry must not be negative"),
         ({"max_wait": 0}, "seconds > 0"),

@@ -50,7 +50,7 @@ WRONG = [
     ("noise", [], ["noise", "at least 1 item"]),
     ("architectures", ["mlp4"], ["unknown network 'mlp4'", "close: ", "mlp2", "mlp3"]),
     ("datasets", ["mnits"], ["unknown data set 'mnits'", "'mnist'"]),
-    ("recipe", {"lr": -1}, ["lr", "greater than 0", "-1"]),
+    ("recipe", {"lr": -1}, ["lr", "greater than or equal to", "-1"]),
     ("recipe", {"schedule": "step", "milestones": [0.5]}, ["schedule 'step'"]),
     ("validation", 99, ["validation", "greater than or equal to 100", "99"]),
     ("validation_labels", "dirty", ["validation_labels", "'clean' or 'noisy'"]),
