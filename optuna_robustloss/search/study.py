@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import optuna
@@ -69,6 +70,12 @@ def create_study(
 
 def _check_sources(spec: StudySpec, storage: str | BaseStorage) -> None:
     """Raise a ValueError if a study of ``spec`` could not start from its source studies."""
+    for source in spec.source_studies:
+        place = os.path.expandvars(source.storage or "")
+        if place.startswith("$"):
+            raise ValueError(
+                f"source study {source.study!r}: the environment has no variable {place}"
+            )
     if sources := find_sources(spec, storage):
         estimate_start(sources, StudyDirection.MAXIMIZE, spec.space.distributions)
 
