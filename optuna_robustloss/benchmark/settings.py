@@ -13,6 +13,7 @@ noise, and from 100 classes on CIFAR-100's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,8 @@ _ALF = "hitcszx/ALFs config.py"
 _EPS = "cswjl/eps-softmax config.py"
 _ELR = "shengliu66/ELR ELR/config_{}.json"
 _JOCOR = "hongxin001/JoCoR {}"
+#: SCE's log 0: its authors' code (``loss.py``) and that of APL clip labels at 1e-4.
+_LOG_ZERO = math.log(1e-4)
 
 
 def _apl(path: str, **values: float) -> tuple[Cell, ...]:
@@ -60,10 +63,10 @@ PUBLISHED: dict[str, dict[str, tuple[Cell, ...]]] = {
         "clothing1m": (Cell(_EPS, {"q": 0.6}),),
     },
     "sce": {
-        "mnist": _apl("mnist/sym/sce", alpha=0.01, beta=1.0),
-        "cifar10": _apl("cifar10/sym/sce", alpha=0.1, beta=1.0),
-        "cifar100": _apl("cifar100/sym/sce", alpha=6.0, beta=0.1),
-        "clothing1m": (Cell(_EPS, {"alpha": 10.0, "beta": 1.0}),),
+        "mnist": _apl("mnist/sym/sce", alpha=0.01, beta=1.0, A=_LOG_ZERO),
+        "cifar10": _apl("cifar10/sym/sce", alpha=0.1, beta=1.0, A=_LOG_ZERO),
+        "cifar100": _apl("cifar100/sym/sce", alpha=6.0, beta=0.1, A=_LOG_ZERO),
+        "clothing1m": (Cell(_EPS, {"alpha": 10.0, "beta": 1.0, "A": _LOG_ZERO}),),
     },
     "nce": {
         "mnist": _apl("mnist/sym/nce", scale=10.0),

@@ -1,5 +1,6 @@
 """Settings of the methods by data set and noise, as their authors have them."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,9 @@ from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.losses import ELRLoss, ScaledLoss
 from optuna_robustloss.losses.registry import make_loss
 from optuna_robustloss.tasks.spec import TaskSpec
+
+#: SCE's log 0 in its authors' code.
+LOG_ZERO = math.log(1e-4)
 
 
 def task(text, *, channels=None, classes=None):
@@ -31,8 +35,8 @@ def task(text, *, channels=None, classes=None):
 @pytest.mark.parametrize(
     ("method", "text", "expected"),
     [
-        ("sce", "mnist,mlp2,symmetric:0.8", {"alpha": 0.01, "beta": 1}),
-        ("sce", "cifar10,vgg11,symmetric:0.8", {"alpha": 0.1, "beta": 1}),
+        ("sce", "mnist,mlp2,symmetric:0.8", {"alpha": 0.01, "beta": 1, "A": LOG_ZERO}),
+        ("sce", "cifar10,vgg11,symmetric:0.8", {"alpha": 0.1, "beta": 1, "A": LOG_ZERO}),
         ("nce", "mnist,mlp2", {"scale": 10}),
         ("nce+rce", "mnist,mlp2", {"alpha": 1, "beta": 10}),
         ("nce+mae", "kmnist,mlp2", {"alpha": 1, "beta": 10}),
@@ -67,7 +71,7 @@ def test_data_sets_without_a_row_take_that_of_their_channels_or_classes():
     assert method_values("anl-ce", task(own), "published")["l1"] == 5e-5
     assert method_values("gce", task(own), "published") == {"q": 0.6}
     many = task("kmnist,mlp2", classes=100)
-    assert method_values("sce", many, "published") == {"alpha": 6, "beta": 0.1}
+    assert method_values("sce", many, "published") == {"alpha": 6, "beta": 0.1, "A": LOG_ZERO}
     assert method_values("ce", many, "published") is None
 
 

@@ -77,7 +77,7 @@ class SCELoss(ClassificationLoss):
         A: log 0, below zero. Their code (``loss.py`` of
             YisenWang/symmetric_cross_entropy_for_noisy_labels) clips labels at 10⁻⁴, which is
             ``"code"``: A = log 10⁻⁴ ≈ −9.21. The default −4 makes the reverse term .43 times as
-            large.
+            large; benchmarks with ``settings: published`` take the code's.
         task: ``reduction``, ``ignore_index`` and ``weight`` as in ``nn.CrossEntropyLoss``.
 
     Raises:
