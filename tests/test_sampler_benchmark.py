@@ -70,6 +70,7 @@ def test_a_study_is_copied_into_a_database_as_it_is(pasts, tmp_path):
             assert one.system_attrs == other.system_attrs
 
 
+@pytest.mark.slow
 def test_the_contenders_go_on_with_their_studies(pasts, tmp_path):
     def new_url(name):
         return f"sqlite:///{tmp_path}/{name}.db"

@@ -50,6 +50,7 @@ def test_the_plain_loop_learns():
     assert accuracy > 0.9
 
 
+@pytest.mark.slow
 def test_the_parts_run():
     (peak, *steps) = speed_suite.peak_rows(2)
     assert peak.share.median == 1

@@ -74,7 +74,7 @@ def _read_result(trial: FrozenTrial) -> RunResult:
         if row[_STEP] <= step:
             raise _Damaged(f"its attribute {CURVE.key!r} is not in the order of its steps")
         step = row[_STEP]
-    diverged: Any = RUN_DIVERGED.read(trial)
+    diverged = trial.user_attrs.get(RUN_DIVERGED.key)
     if diverged is not None and not isinstance(diverged, bool):
         raise _Damaged(f"its attribute {RUN_DIVERGED.key!r} is {short_repr(diverged)}")
     return RunResult(run, tuple(RunEvaluation(*row) for row in curve), bool(diverged))

@@ -109,7 +109,7 @@ def describe_error(error: BaseException, url: str) -> str:
     one_line = " ".join(message.split()) or type(error).__name__
     shown = mask_password_in(one_line, url)[:_LONGEST_MESSAGE]
     fix = next((fix for words, fix in _FIXES.items() if re.search(words, shown)), None)
-    return f"{shown} ({fix})" if fix else shown
+    return f"{shown} ({fix})" if fix and fix not in shown else shown
 
 
 def failed_call(error: Exception, url: str) -> Exception:

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import optuna
@@ -54,7 +55,10 @@ def test_control_characters_are_escaped():
 
 
 def test_names_and_attributes_from_a_database_are_escaped(spec, database):
-    run("init", spec, "--storage", database, "--study-name", HOSTILE)
+    run("init", spec, "--storage", database, "--study-name", "a")
+    path = database.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as connection, connection:  # as another client may
+        connection.execute("UPDATE studies SET study_name = ?", (HOSTILE,))
     study = optuna.load_study(study_name=HOSTILE, storage=database)
     trial = study._storage.create_new_trial(study._study_id)
     lease = [time.time() + 1e6, "x", 1, 1]
@@ -104,6 +108,7 @@ def test_results_are_saved_before_anything_is_printed(spec, monkeypatch):
     assert json.loads(Path("figures.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_is_saved_when_its_reader_has_ended():
     Path("s.yaml").write_text(yaml.safe_dump(SPEC | {"recipe": {"epochs": 1}}))
     with ended_reader() as writer:

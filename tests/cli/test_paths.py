@@ -24,7 +24,9 @@ def test_a_name_that_is_too_long_names_no_file():
         default_storage("x" * 300)
 
 
-@pytest.mark.parametrize("name", ["a b", "größe", "100%", "a?b#c", "a%20b", "-x", "..", "a@b", "a&b=c:d"])
+@pytest.mark.parametrize(
+    "name", ["a b", "größe", "100%", "a?b#c", "a%20b", "-x", "..", "a@b", "a&b=c:d"]
+)
 def test_any_other_name_is_one_study_and_one_file_for_all_commands(spec, name):
     run("init", spec, "--study-name", name)
     assert sorted(path.name for path in Path().iterdir()) == sorted([f"{name}.db", spec])

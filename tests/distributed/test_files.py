@@ -238,6 +238,6 @@ def test_thousands_of_urls(quick, scheme, rest):
 @pytest.fixture
 def quick(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
-    monkeypatch.setattr(databases, "RDBStorage", Tableless)
+    monkeypatch.setattr(databases, "TolerantRDBStorage", Tableless)
     monkeypatch.setattr(storages, "_GRPC_TIMEOUT", 0.01)
     return here

@@ -72,7 +72,7 @@ def workers_of(url, count):
     ("number", "to_all"),
     [
         pytest.param(signal.SIGINT, False, id="SIGINT", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, True, id="Ctrl-C"),
+        pytest.param(signal.SIGINT, True, id="Ctrl-C", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, id="SIGTERM to all", marks=pytest.mark.slow),
     ],
 )

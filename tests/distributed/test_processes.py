@@ -69,6 +69,7 @@ def alive(pid):
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+@pytest.mark.slow
 def test_two_processes_fill_every_slot_once_as_one_would(url):
     study, polls = make(url), []
     each = candidates_each(SPEC, 2)

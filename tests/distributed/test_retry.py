@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
-from optuna_robustloss.distributed.retry import describe_error, transient_kind
+from optuna_robustloss.distributed.retry import describe_error, failed_call, transient_kind
 
 
 class SqlState(Exception):
@@ -65,3 +65,9 @@ def test_a_long_reason_is_not_cut_within_the_password(length):
     assert "hunt" not in said
     assert "\n" not in said
     assert len(said) <= 400
+
+
+def test_a_fix_is_said_once_when_a_described_error_is_described_again():
+    url = "sqlite:///s.db"
+    full = failed_call(sa.exc.OperationalError("", {}, Exception("disk is full")), url)
+    assert describe_error(full, url).count("free some space") == 1

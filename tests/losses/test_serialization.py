@@ -107,7 +107,7 @@ def test_the_task_options_reach_every_part(phased_path):
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones(path, phased_path):
-    with pytest.raises(ValueError, match=r"eta is not an option of PhasedLoss .* total_steps, red"):
+    with pytest.raises(ValueError, match=r"eta is not an option of PhasedLoss .* width, total_st"):
         load_loss(phased_path, eta=2.0)
     with pytest.raises(ValueError, match="total_steps is not an option of TaylorLoss"):
         load_loss(path, total_steps=3)

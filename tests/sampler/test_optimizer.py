@@ -168,7 +168,7 @@ def optuna_best(f, space, popsize, generations, seed):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("f", [sphere, ellipsoid])
+@pytest.mark.parametrize("f", [sphere, pytest.param(ellipsoid, marks=pytest.mark.slow)])
 def test_it_is_as_good_as_the_sampler_of_optuna(f):
     space = {f"x{i:02}": FloatDistribution(-5, 5) for i in range(12)}
     ours, theirs = [], []

@@ -282,7 +282,7 @@ def check_any_row(template, folder, changes):
     study._storage.remove_session()
 
 
-@fuzz(30)
+@fuzz(12)
 def test_any_row_may_hold_anything(template, tmp_path, changes):
     check_any_row(template, tmp_path, changes)
 

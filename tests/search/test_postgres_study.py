@@ -13,11 +13,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+from cli.commands import invoke
 from optuna.trial import TrialState
 from support.chaos import Zygote
 from support.chaos_checks import WorkerGroup, check_study, evaluated, state, stored_text
 from support.small import small_spec
-from support.waiting import LIMIT, wait_until
+from support.waiting import wait_until
 
 from optuna_robustloss.distributed.storage import open_storage
 from optuna_robustloss.search.study import attach_spec, create_study, read_generations
@@ -170,12 +171,10 @@ def test_a_wrong_url_is_one_message_without_the_password(server, wrong):
         url = url.replace(f":{server.port}/", ":1/")
     else:
         url += "-not"
-    cli = "import sys; from optuna_robustloss.cli.app import main; sys.argv[0] = 'x'; main()"
     # A worker waits for a server that does not answer.
     command = ["status", "s"] if wrong == "port" else ["work", "--study-name", "s"]
-    argv = [sys.executable, "-c", cli, *command, "--storage", url]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 2
+    done = invoke(*command, "--storage", url)
+    assert done.exit_code == 2
     assert server.password[4:16] not in done.stdout + done.stderr
     assert done.stdout == ""
     assert done.stderr.count("cannot open the storage") == 1
@@ -241,6 +240,7 @@ def accepts(port):
     return False
 
 
+@pytest.mark.slow
 def test_workers_on_a_journal_come_to_the_same_state(zygote, tmp_path):
     url = f"journal:{tmp_path / 'study.log'}"
     spec = small_spec(popsize=4, generations=5)

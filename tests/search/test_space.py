@@ -207,7 +207,7 @@ def test_means_of_generations_average_the_switch_in_the_logarithm():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("sampler", ["generational", "tpe"])
+@pytest.mark.parametrize("sampler", ["generational", pytest.param("tpe", marks=pytest.mark.slow)])
 def test_a_study_finds_a_loss_that_is_loaded_again(tmp_path, sampler):
     spec = small_spec(**PAIR, sampler=sampler, horizons=[0.5, 1])
     study = create_study(spec, optuna.storages.InMemoryStorage(), "phased")

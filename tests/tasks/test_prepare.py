@@ -176,6 +176,7 @@ def test_golden_task_is_the_same_on_every_host():
     assert checksums(prepare_task(SPEC, seed=7)) == GOLDEN
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_task_in_another_process():
     program = (
         "import zlib; from optuna_robustloss.tasks.prepare import prepare_task as prepare;"

@@ -166,6 +166,7 @@ def test_horizons_are_read_off_one_run():
     assert steps[-1] == 2 * 12
 
 
+@pytest.mark.slow
 def test_on_noisy_digits_it_switches_before_the_labels_are_memorised():
     """After the network has learned, and early enough to end above the early loss alone."""
     task = digits("digits,mlp2,symmetric:0.6", train=1000, batch_size=64, epochs=60, lr=0.03)

@@ -120,6 +120,7 @@ def test_equal_candidates_are_pruned_in_order():
     assert worst_third([0.5] * 6, 6) == [0, 1]
 
 
+@pytest.mark.slow
 def test_moments_of_pruning_are_counted_in_networks(runs):
     chosen = tasks(*THREE)
     usual_reports = Reports(6)

@@ -161,6 +161,7 @@ def test_each_candidates_gradient_is_clipped_by_its_own_length(count):
             torch.testing.assert_close(parameter.grad[k], theirs.grad, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_as_well_as_float32():
     results = {}
     for precision in ("float32", "bfloat16"):
