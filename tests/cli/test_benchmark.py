@@ -1,6 +1,7 @@
 """The command, in processes of its own: killed, shared, wrong, and its report."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,3 +194,19 @@ def test_features_of_test_images_are_shown_for_each_method(bench):
     result = invoke("features", bench, "features.html", "--task", "mlp2")
     assert result.exit_code == 2
     assert "'mlp2' names 2 tasks, not one of" in result.output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"train": 5000}, "5000"), ({"test": 5000}, r"test \(5000\) exceeds the \d+ test images")],
+)
+def test_more_images_than_there_are_is_said_before_a_study_is_made(tmp_path, wrong, message):
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump(VALUES | wrong))
+    result = invoke(
+        "benchmark", path, "--out", tmp_path / "out", "--storage", f"sqlite:///{path}.db"
+    )
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not path.with_suffix(".yaml.db").exists()
