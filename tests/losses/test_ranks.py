@@ -11,6 +11,8 @@ from losses.reference import random_labels, random_logits
 from optuna_robustloss.losses import ELRLoss, MAELoss, PhasedLoss, SCELoss
 from optuna_robustloss.losses.ranks import gather_rows
 
+pytestmark = pytest.mark.slow
+
 RANKS, CLASSES, SAMPLES = 2, 4, 12
 #: Indices of the training set, by step and rank; the last step is a short batch of one rank.
 SHARDS = [([0, 3, 5], [1, 7, 8]), ([1, 0, 4], [3, 5, 11]), ([2, 8, 9], [0])]

@@ -193,6 +193,7 @@ def test_any_interleaving_of_workers_gives_the_same_states(count, explicit, even
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=EVENTS, explicit=st.booleans())
 def test_so_it_is_in_a_database(tmp_path_factory, events, explicit):

@@ -73,9 +73,8 @@ def wait_until_trial_2_trains(url, process):
     return study
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGTERM")), "SIGKILL"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_an_interrupted_search_keeps_what_is_done_and_goes_on(name, tmp_path, url):
     """Ctrl-C and a stop end cleanly; what a killed worker leaves, the next one clears away."""
     spec_file = tmp_path / "small.yaml"

@@ -13,6 +13,8 @@ from support.netns import Network
 from support.postgres import PostgresServer
 from support.waiting import LIMIT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "support"
 CONNECT = "import psycopg, sys; psycopg.connect(sys.argv[1]).close()"
 
