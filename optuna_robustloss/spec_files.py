@@ -205,8 +205,9 @@ def stored_spec(study: Study, model: type[SpecT]) -> SpecT | None:
 
     """
     source = f"the spec stored with study {study.study_name!r}"
+    carried = SPEC.key in study.user_attrs  # looked up first: another process may be storing it
     stored = SPEC.read(study)
-    if stored is None and SPEC.key in study.user_attrs:
+    if stored is None and carried:
         raise ValueError(f"{source} is damaged: use another study")
     if stored is None:
         return None

@@ -74,7 +74,7 @@ def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, 
     url, here = server.create_database("hosts"), server.local_url("hosts")
     spec = small_spec(popsize=8, generations=6)
     create_study(spec, open_storage(here), "s", lease=LEASE)
-    pause = (0.5, 1.5)
+    pause = (2.0, 4.0)  # longer than it takes to cut a host off, on a busy machine too
     crew = WorkerGroup(zygotes, {"url": url, "study": "s", "lease": LEASE, "pause": pause}, kills=3)
     first, *_ = [crew.start(fate=[]), *(crew.start() for _ in range(8))]
     partition = Partition(network, first)
@@ -88,4 +88,4 @@ def test_a_host_that_was_cut_off_drops_its_results_and_goes_on(network, server, 
         network.hosts
     )
     cut = [w for w in crew.workers if w.zygote is zygotes[0]]
-    assert any("result is dropped" in w.log() for w in cut)
+    assert any("result is dropped" in w.log() for w in cut), [w.log()[-2000:] for w in cut]

@@ -48,6 +48,16 @@ def test_a_study_describes_itself(url):
     assert study.user_attrs["spec"]["version"]
     assert stored_spec(study, StudySpec) == SPEC
     assert study.metric_names == [METRIC]
+
+
+def test_a_spec_that_another_process_stores_meanwhile_is_not_damaged(storage, monkeypatch):
+    study = create_study(SPEC, storage, "s")
+    readings = iter([{}])
+    stored = dict(study.user_attrs)
+    monkeypatch.setattr(
+        optuna.Study, "user_attrs", property(lambda _: next(readings, stored)), raising=True
+    )
+    assert stored_spec(study, StudySpec) == SPEC
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert study.trials == []
     assert str(open_study(url, "mine").sampler) == "GenerationalCmaEsSampler(popsize=4)"
