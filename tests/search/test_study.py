@@ -41,15 +41,6 @@ def states(study):
 # --- Made and opened ---
 
 
-def test_a_study_describes_itself(url):
-    create_study(SPEC, url, "mine")
-    study = optuna.load_study(study_name="mine", storage=url)
-    assert study.user_attrs["spec"]["hash"] == SPEC.hash
-    assert study.user_attrs["spec"]["version"]
-    assert stored_spec(study, StudySpec) == SPEC
-    assert study.metric_names == [METRIC]
-
-
 def test_a_spec_that_another_process_stores_meanwhile_is_not_damaged(storage, monkeypatch):
     study = create_study(SPEC, storage, "s")
     readings = iter([{}])
@@ -58,6 +49,15 @@ def test_a_spec_that_another_process_stores_meanwhile_is_not_damaged(storage, mo
         optuna.Study, "user_attrs", property(lambda _: next(readings, stored)), raising=True
     )
     assert stored_spec(study, StudySpec) == SPEC
+
+
+def test_a_study_describes_itself(url):
+    create_study(SPEC, url, "mine")
+    study = optuna.load_study(study_name="mine", storage=url)
+    assert study.user_attrs["spec"]["hash"] == SPEC.hash
+    assert study.user_attrs["spec"]["version"]
+    assert stored_spec(study, StudySpec) == SPEC
+    assert study.metric_names == [METRIC]
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert study.trials == []
     assert str(open_study(url, "mine").sampler) == "GenerationalCmaEsSampler(popsize=4)"
