@@ -76,7 +76,7 @@ class StudySpec(TaskGrid, SpaceOptions, SpecFile):
     refused_keys: ClassVar[Mapping[str, str]] = {
         "methods": "this is a benchmark: run it with 'optuna-robustloss benchmark'",
         "hopeless_after": "the key 'hopeless_after' is now 'stop_at_chance_after'",
-        "surplus": "the key 'surplus' is gone: workers beyond popsize wait for the generation",
+        "surplus": "the key 'surplus' was removed: workers beyond popsize wait for the generation",
         "rungs": "the key 'rungs' is now 'prune_at'",
     }
     secret_keys: ClassVar[frozenset[str]] = frozenset({"source_studies"})

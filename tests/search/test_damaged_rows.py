@@ -3,7 +3,7 @@
 import json
 import logging
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 
 import optuna
 import pytest
@@ -15,7 +15,6 @@ from support.small import small_spec
 from optuna_robustloss.attributes import GENERATION, WORKER
 from optuna_robustloss.distributed.damaged_rows import warn_of_damage
 from optuna_robustloss.distributed.storage import open_storage
-from optuna_robustloss.sampler.config import SamplerConfig
 from optuna_robustloss.search.objective import NoisyLabelObjective
 from optuna_robustloss.search.selection import choose_finalists, stored_selection
 from optuna_robustloss.search.status import status_of
@@ -291,23 +290,3 @@ def test_any_row_may_hold_anything(template, tmp_path, changes):
 @fuzz(3000)
 def test_any_row_may_hold_anything_for_long(template, tmp_path, changes):
     check_any_row(template, tmp_path, changes)
-
-
-@settings(max_examples=300, deadline=None, database=None)
-@given(
-    st.dictionaries(
-        st.sampled_from([*SamplerConfig.__dataclass_fields__, "other"]),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2)
-            ),
-            max_leaves=5,
-        ),
-    )
-)
-def test_any_configuration_is_read_or_refused(changes):
-    text = SamplerConfig(popsize=4, seed=0).to_json()
-    with suppress(ValueError):
-        config = SamplerConfig.from_json(json.dumps(json.loads(text) | changes))
-        assert 4 <= config.popsize <= 10_000
